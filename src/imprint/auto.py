@@ -1,0 +1,326 @@
+"""What `auto` stands for: each such setting is resolved once, when the run is created, with a reason.
+
+No torch here: the model is known by its config.json, the machine by what the system says of
+itself. `layout` and `attention` stay auto, because only checks on the loaded model decide them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from imprint.errors import ModelError, RecipeError, nearest
+from imprint.meaning import DATA_SUFFIXES
+from imprint.recipe import Recipe
+
+LATER = "decided when the model is there"
+ROW_TOKENS = {"cpu": 4096, "cuda": 16384, "mps": 8192}
+FALLBACK_LENGTH = 2048
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# The names that architectures give to the same fact.
+WIDTH_NAMES = ("hidden_size", "n_embd", "d_model", "n_embed", "model_dim", "dim", "word_embed_proj_dim")
+CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "seq_length",
+    "max_seq_len",
+    "model_max_length",
+)
+
+Device = Literal["cpu", "cuda", "mps"]
+
+
+class Decision(NamedTuple):
+    """What an `auto` became, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What config.json says of a model; `width` is the size of its hidden states."""
+
+    width: int | None
+    context: int | None
+    vocab: int | None
+    model_type: str
+    tied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What the rendered demonstrations say: tokens of the longest turn, steps of the whole run."""
+
+    longest_turn: int
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The devices and CPU cores that this process may use."""
+
+    cuda: bool
+    mps: bool
+    cpu_bfloat16: str  # the processor's feature that multiplies bfloat16, or nothing
+    cores: int
+
+    def has(self, device: str) -> bool:
+        return device == "cpu" or (device == "cuda" and self.cuda) or (device == "mps" and self.mps)
+
+    @property
+    def best(self) -> Device:
+        return "cuda" if self.cuda else "mps" if self.mps else "cpu"
+
+
+def read_model_facts(model: str, revision: str | None = None) -> ModelFacts | None:
+    """The facts in the model folder's config.json; None for a hub model that is not here yet.
+
+    Raises ModelError where a folder or its config.json is missing or cannot be read.
+    """
+    folder = Path(model)
+    config = folder / "config.json"
+    if not folder.is_dir():
+        if not _may_be_hub_id(model):
+            raise _no_folder(folder)
+        cached = _cached_config(model, revision)
+        if cached is None:
+            return None
+        config = cached
+    if not config.is_file():
+        raise ModelError(
+            "the model folder has no config.json",
+            where=model,
+            expected="a folder as save_pretrained writes it: config.json, safetensors, tokenizer",
+            fix="give the folder that holds config.json",
+        )
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError("config.json is not valid JSON", where=str(config), found=str(error)) from None
+    if not isinstance(values, dict):
+        raise ModelError("config.json is not a JSON object", where=str(config), found=type(values).__name__)
+    return facts_of(values)
+
+
+def facts_of(config: Mapping[str, Any]) -> ModelFacts:
+    """The facts in a parsed config.json; those of the text part, where a model has several."""
+    text = config.get("text_config")
+    inner: Mapping[str, Any] = {**config, **text} if isinstance(text, dict) else config
+    vocab = inner.get("vocab_size")
+    return ModelFacts(
+        width=_first_count(inner, WIDTH_NAMES),
+        context=_first_count(inner, CONTEXT_NAMES),
+        vocab=vocab if isinstance(vocab, int) else None,
+        model_type=str(config.get("model_type", "unknown")),
+        tied=bool(inner.get("tie_word_embeddings", True)),  # transformers' default
+    )
+
+
+def detect_machine(environment: Mapping[str, str] = os.environ, system: Path = Path("/")) -> Machine:
+    """What this process can use, without asking torch; `system` is the root of the file system."""
+    hidden = environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+    driver = any(
+        (system / name).exists() for name in ("proc/driver/nvidia/version", "dev/nvidia0", "dev/dxg")
+    )
+    try:
+        flags = set((system / "proc/cpuinfo").read_text(errors="replace").split())
+    except OSError:
+        flags = set()
+    feature = next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    mps = sys.platform == "darwin" and platform.machine() == "arm64"
+    return Machine(cuda=driver and not hidden, mps=mps, cpu_bfloat16=feature, cores=cores)
+
+
+def resolve_auto(
+    recipe: Recipe,
+    *,
+    model_facts: ModelFacts | None,
+    data_facts: DataFacts | None = None,
+    world_size: int = 1,
+    machine: Machine | None = None,
+) -> tuple[Recipe, list[Decision]]:
+    """The recipe with its autos replaced, and what was decided, each with the reason.
+
+    What cannot be known yet stays auto, and its decision says when it will be: the learning rate and
+    max_length without the model, the intervals without `data_facts`, layout and attention always.
+    RecipeError if an explicit device does not exist. `world_size` is the number of processes.
+    """
+    machine = machine or detect_machine()
+    device = _device(recipe, machine)
+    name: Device = device.value if recipe.device == "auto" else recipe.device
+    decisions = [
+        _learning_rate(recipe, model_facts),
+        _max_length(model_facts),
+        device,
+        _precision(name, machine),
+        _threads(machine, world_size),
+        _row_tokens(name, data_facts),
+        Decision("output", free_output(recipe), "runs/MODEL-DATA, the first name that is not taken"),
+        Decision(
+            "layout", "auto", "decided by checks on the loaded model: the first of shared, packed, separate"
+        ),
+        Decision("attention", "auto", "decided by checks on the loaded model"),
+    ]
+    taken = [decision for decision in decisions if getattr(recipe, decision.key) == "auto"]
+    resolved = _with(recipe, taken)
+    if data_facts is not None:
+        resolved, intervals = resolve_intervals(resolved, data_facts.total_steps)
+        return resolved, taken + intervals
+    waiting = [key for key in ("validate_every", "save_every") if getattr(recipe, key) == "auto"]
+    return resolved, taken + [Decision(key, "auto", "decided when the steps are counted") for key in waiting]
+
+
+def resolve_intervals(recipe: Recipe, total_steps: int) -> tuple[Recipe, list[Decision]]:
+    """The recipe with validate_every and save_every in steps, and why they are so."""
+    nothing = recipe.validation == 0 and recipe.samples == 0
+    tenth = max(1, round(total_steps / 10))
+    every = max(1, total_steps) if nothing else tenth
+    reason = (
+        "nothing to validate and no samples: once, at the end"
+        if nothing
+        else f"a tenth of {total_steps} steps"
+    )
+    decisions = []
+    if recipe.validate_every == "auto":
+        decisions.append(Decision("validate_every", every, reason))
+    else:
+        every = recipe.validate_every
+    if recipe.save_every == "auto":
+        save, why = (tenth, f"a tenth of {total_steps} steps") if nothing else (every, "at each validation")
+        decisions.append(Decision("save_every", save, why))
+    return _with(recipe, decisions), decisions
+
+
+def free_output(recipe: Recipe, taken: Path = Path(".")) -> str:
+    """`runs/MODEL-DATA`, or the first of `-2`, `-3` … that does not exist below `taken`."""
+    source = Path(recipe.data[0].path)
+    stem = source.name
+    while Path(stem).suffix.lower() in DATA_SUFFIXES:
+        stem = Path(stem).stem
+    model = Path(recipe.model)
+    name = re.sub(r"[^\w.-]+", "-", f"{model.name or model.resolve().name}-{stem}").strip("-.") or "run"
+    number, path = 1, Path("runs") / name
+    while (taken / path).exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path.as_posix()
+
+
+def _with(recipe: Recipe, decisions: list[Decision]) -> Recipe:
+    """The recipe with these values; validated like any other, unlike pydantic's own copy."""
+    if not decisions:
+        return recipe
+    changed = {decision.key: decision.value for decision in decisions}
+    return Recipe.model_validate({**recipe.model_dump(), **changed})
+
+
+def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> Decision:
+    """Full: 2e-5 at width 4096, in inverse proportion to the width. LoRA: ten times that.
+
+    The factor of ten is that of "LoRA Without Regret" (Thinking Machines, 2025).
+    """
+    if facts is None:
+        return Decision("learning_rate", "auto", LATER)
+    if facts.width is None:
+        base, why = 2e-5, "config.json names no width, so that of width 4096"
+    else:
+        base, why = 2e-5 * 4096 / facts.width, f"width {facts.width}: 2e-05 x 4096 / {facts.width}"
+    if recipe.method == "lora":
+        rate, why = min(max(10 * base, 1e-4), 5e-3), f"{why}, and ten times that for method lora"
+    else:
+        rate, why = min(max(base, 1e-5), 1e-3), f"{why}, for method full"
+    return Decision("learning_rate", float(f"{rate:.2g}"), f"{why} (within set bounds, two digits)")
+
+
+def _max_length(facts: ModelFacts | None) -> Decision:
+    if facts is None:
+        return Decision("max_length", "auto", LATER)
+    if facts.context is None:
+        return Decision("max_length", FALLBACK_LENGTH, "config.json names no context length")
+    return Decision("max_length", facts.context, "the model's context")
+
+
+def _device(recipe: Recipe, machine: Machine) -> Decision:
+    if recipe.device != "auto" and not machine.has(recipe.device):
+        raise RecipeError(
+            f"there is no {recipe.device} device",
+            found=f"device: {recipe.device}",
+            expected="a device of this machine: "
+            + " or ".join(d for d in ("cuda", "mps", "cpu") if machine.has(d)),
+            fix=f"set device to auto or {machine.best}",
+        )
+    reasons = {
+        "cuda": "a CUDA device is there",
+        "mps": "no CUDA device: training on the Apple GPU",
+        "cpu": "no CUDA device: training on the CPU",
+    }
+    return Decision("device", machine.best, reasons[machine.best])
+
+
+def _precision(device: Device, machine: Machine) -> Decision:
+    if device != "cpu":
+        return Decision("precision", "bfloat16", f"{device} multiplies in bfloat16")
+    if machine.cpu_bfloat16:
+        return Decision("precision", "bfloat16", f"this processor has {machine.cpu_bfloat16}")
+    return Decision("precision", "float32", "this processor has neither amx_bf16 nor avx512_bf16")
+
+
+def _threads(machine: Machine, world_size: int) -> Decision:
+    """The cores of this machine, shared out among its own processes (torchrun says how many)."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    shared = f", shared by {local} processes" if local > 1 else ""
+    return Decision("threads", max(1, machine.cores // local), f"{machine.cores} usable cores{shared}")
+
+
+def _row_tokens(device: Device, facts: DataFacts | None) -> Decision:
+    base = ROW_TOKENS[device]
+    if facts is None:
+        return Decision("row_tokens", base, f"for {device}; raised to the longest turn, if that is longer")
+    if facts.longest_turn > base:
+        return Decision(
+            "row_tokens", facts.longest_turn, f"the longest turn, which is beyond {base} for {device}"
+        )
+    return Decision("row_tokens", base, f"for {device}; the longest turn has {facts.longest_turn}")
+
+
+def _first_count(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    found = (config.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def _may_be_hub_id(model: str) -> bool:
+    """`owner/name`, unless `owner` is a folder here: then a name in it is misspelt."""
+    return bool(HUB_ID.fullmatch(model)) and not Path(model).parent.is_dir()
+
+
+def _no_folder(folder: Path) -> ModelError:
+    beside = (
+        [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    )
+    likely = nearest(folder.name, beside)
+    return ModelError(
+        "there is no such model folder",
+        where=str(folder),
+        expected="a folder with config.json, or a hub id of the form owner/name",
+        fix=f"write {folder.parent / likely}" if likely else "",
+    )
+
+
+def _cached_config(model: str, revision: str | None) -> Path | None:
+    """A hub model's config.json in the local cache, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None

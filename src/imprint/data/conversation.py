@@ -1,0 +1,56 @@
+"""Demonstrations as imprint holds them: messages, and where they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a record was read: a file and its line (JSON, CSV) or row (Parquet), both from 1."""
+
+    file: str
+    line: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.unit == "line" else f"{self.file}:{self.unit} {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a data file, as it was parsed."""
+
+    value: Any
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One utterance.
+
+    `weight` scales the loss of a reply: None means 1, 0 means context only.
+    `tool_calls` are in OpenAI's form; `name` and `tool_call_id` belong to tool results.
+    """
+
+    role: str
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    weight: float | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One demonstration: its messages, the tools on offer, its weight, and its place."""
+
+    messages: tuple[Message, ...]
+    source: Place
+    id: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    weight: float = 1.0

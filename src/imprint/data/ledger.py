@@ -1,0 +1,194 @@
+"""Ledger: what became of every record, conversation and turn, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from imprint.data.conversation import Place
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PLACES = 5
+
+
+@dataclass(slots=True)
+class Tally:
+    """How often something happened, and where first."""
+
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+
+    def add(self, place: Place) -> None:
+        self.count += 1
+        if len(self.places) < PLACES:
+            self.places.append(place)
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.places) else ""
+        return ", ".join(map(str, self.places)) + more
+
+
+@dataclass(slots=True)
+class Level:
+    """One of the three levels of the account: total = sum of `kept` + sum of `left`."""
+
+    total: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
+    left: dict[str, Tally] = field(default_factory=dict)
+
+    def keep(self, kind: str, count: int = 1) -> None:
+        self.kept[kind] = self.kept.get(kind, 0) + count
+
+    def leave(self, place: Place, reason: str) -> None:
+        self.left.setdefault(reason, Tally()).add(place)
+
+    @property
+    def num_left(self) -> int:
+        return sum(tally.count for tally in self.left.values())
+
+
+class Ledger:
+    """The account of a run's data.
+
+    records read = used + refused; conversations = train + validation + left out;
+    turns = trained + left out. Whoever reads a record, makes a conversation or a turn says so
+    once (`read`, `conversation`, `turn`), and says once what became of it; `check` compares.
+    A reason is a short stable sentence, so that equal ones add up.
+    """
+
+    def __init__(self) -> None:
+        self.records = Level(kept={"used": 0})
+        self.conversations = Level(kept={"train": 0, "validation": 0})
+        self.turns = Level(kept={"trained": 0})
+        self.files: dict[str, int] = {}
+        self.warnings: dict[str, Tally] = {}
+        self.details: dict[str, str] = {}  # of a turn's reason: what was seen where it first happened
+
+    def read(self, place: Place) -> None:
+        """A record was read."""
+        self.records.total += 1
+        self.files[place.file] = self.files.get(place.file, 0) + 1
+
+    def use(self, place: Place) -> None:
+        """A record became a conversation."""
+        self.records.keep("used")
+
+    def refuse(self, place: Place, reason: str) -> None:
+        """A record is a bad row."""
+        self.records.leave(place, reason)
+
+    def conversation(self, place: Place) -> None:
+        """A conversation was made."""
+        self.conversations.total += 1
+
+    def keep(self, part: str, count: int) -> None:
+        """`count` conversations went into `part`, "train" or "validation"."""
+        assert part in self.conversations.kept, part
+        self.conversations.keep(part, count)
+
+    def leave_out(self, place: Place, reason: str) -> None:
+        """A conversation is in neither part."""
+        self.conversations.leave(place, reason)
+
+    def turn(self, place: Place) -> None:
+        """A reply to learn was found."""
+        self.turns.total += 1
+
+    def keep_turn(self, place: Place, kind: str = "trained") -> None:
+        """A turn will be trained, or validated."""
+        self.turns.keep(kind)
+
+    def leave_turn_out(self, place: Place, reason: str, detail: str = "") -> None:
+        """A turn is not used; `detail` is what was seen there, kept of the first of its kind."""
+        self.turns.leave(place, reason)
+        self.details.setdefault(reason, detail)
+
+    def withdraw(self, part: str, place: Place, reason: str) -> None:
+        """A conversation that was kept turns out to have nothing to learn."""
+        self.conversations.keep(part, -1)
+        self.conversations.leave(place, reason)
+
+    def warn(self, warning: str, place: Place) -> None:
+        """Something that the user should know and that changes no count."""
+        self.warnings.setdefault(warning, Tally()).add(place)
+
+    def check(self) -> None:
+        """Assert that the three sums hold and that the files' records add up."""
+        for name, level in self._levels():
+            kept = " + ".join(f"{count} {kind}" for kind, count in level.kept.items())
+            told = f"{level.total} {name}, but {kept} + {level.num_left} {_left_word(name)}"
+            assert level.total == sum(level.kept.values()) + level.num_left, told
+        in_files = sum(self.files.values())
+        assert in_files == self.records.total, f"{self.records.total} records, but {in_files} in the files"
+
+    def to_json(self) -> dict[str, Any]:
+        """The account as values that JSON can hold; `from_json` reads it back."""
+        levels = {
+            name: {"total": level.total, "kept": level.kept, "left": _tallies_to_json(level.left)}
+            for name, level in self._levels()
+        }
+        return levels | {"files": self.files, "warnings": _tallies_to_json(self.warnings)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Ledger:
+        """The ledger that `to_json` wrote."""
+        ledger = cls()
+        for name, level in ledger._levels():
+            level.total, level.kept = value[name]["total"], dict(value[name]["kept"])
+            level.left = _tallies_from_json(value[name]["left"])
+        ledger.files, ledger.warnings = dict(value["files"]), _tallies_from_json(value["warnings"])
+        return ledger
+
+    def table(self) -> Table:
+        """The account for a terminal of 80 columns: every count, every reason and its first places."""
+        from rich.table import Table
+
+        table = Table(title="What became of the data", title_justify="left", show_footer=False, width=80)
+        table.add_column("", ratio=4, overflow="fold")
+        table.add_column("number", justify="right", min_width=7)
+        table.add_column("where", ratio=5, overflow="fold")
+        for name, level in self._levels():
+            if not level.total and name != "records":
+                continue
+            files = "; ".join(f"{count} in {file}" for file, count in self.files.items())
+            row = ("records read", str(level.total), files) if name == "records" else (name, str(level.total))
+            table.add_row(*row)
+            for kind, count in level.kept.items():
+                table.add_row(f"  {kind}", str(count))
+            for reason, tally in _by_count(level.left):
+                table.add_row(f"  {_left_word(name)}: {reason}", str(tally.count), str(tally))
+            table.add_section()
+        for warning, tally in _by_count(self.warnings):
+            table.add_row(f"warning: {warning}", str(tally.count), str(tally))
+        return table
+
+    def _levels(self) -> tuple[tuple[str, Level], ...]:
+        return (("records", self.records), ("conversations", self.conversations), ("turns", self.turns))
+
+
+def _left_word(level: str) -> str:
+    return "refused" if level == "records" else "left out"
+
+
+def _by_count(tallies: dict[str, Tally]) -> Iterable[tuple[str, Tally]]:
+    return sorted(tallies.items(), key=lambda item: -item[1].count)
+
+
+def _tallies_to_json(tallies: dict[str, Tally]) -> dict[str, Any]:
+    return {
+        reason: {
+            "count": tally.count,
+            "places": [[place.file, place.line, place.unit] for place in tally.places],
+        }
+        for reason, tally in tallies.items()
+    }
+
+
+def _tallies_from_json(value: dict[str, Any]) -> dict[str, Tally]:
+    return {
+        reason: Tally(item["count"], [Place(*place) for place in item["places"]])
+        for reason, item in value.items()
+    }

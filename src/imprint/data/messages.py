@@ -1,0 +1,218 @@
+"""One conversation's messages: OpenAI's {role, content} and ShareGPT's {from, value}."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from imprint.data.conversation import ROLES, Message, Place
+from imprint.data.faults import bad_row, from_json, number, show
+from imprint.errors import nearest
+
+ALIASES = {role: role for role in ROLES} | {
+    "developer": "system",
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool_calls": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "ipython": "tool",
+}
+CALL_ROLES = {"function_call", "tool_call", "tool_calls"}
+MESSAGE_KEYS = ("role", "from", "content", "value")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+WEIGHT_KEYS = ("weight", "loss_weight", "train")
+
+
+def parse_messages(values: Any, place: Place) -> tuple[Message, ...]:
+    """The messages of a list of {role, content} or {from, value} objects, or of its JSON text."""
+    if isinstance(values, str):  # CSV and some Parquet files hold lists as text
+        values = from_json(values, "the list of messages", place)
+    if not isinstance(values, list):
+        raise bad_row(
+            "the messages are not a list", place, show(values), "a list of messages", "write [{...}, {...}]"
+        )
+    return tuple(_message(value, place, turn) for turn, value in enumerate(values, 1))
+
+
+def _message(value: Any, place: Place, turn: int) -> Message:
+    if not isinstance(value, dict):
+        raise bad_row(
+            "a message is not an object",
+            place,
+            f"message {turn}: {show(value)}",
+            'an object such as {"role": "user", "content": "..."}',
+            "write the message with its role",
+        )
+    given = _either(value, "role", "from", place, turn)
+    role = _role(given, place, turn)
+    content = value.get("content", value.get("value"))
+    if len(value) == 2 and type(content) is str and given not in CALL_ROLES:
+        return Message(role, content)
+    calls = _calls(value.get("tool_calls"), place, turn)
+    if "function_call" in value and value["function_call"] is not None:
+        calls += _calls([value["function_call"]], place, turn)
+    if str(given).lower() in CALL_ROLES:
+        calls += _calls(from_json(content, "a tool call", place), place, turn)
+        content = ""
+    parts = _content(content, bool(calls), place, turn)
+    reasoning = parts.reasoning or next((value[key] for key in REASONING_KEYS if value.get(key)), None)
+    if not (reasoning is None or isinstance(reasoning, str)):
+        raise bad_row(
+            "the reasoning is not a text",
+            place,
+            f"message {turn}: {show(reasoning)}",
+            "a text",
+            "write it as one text",
+        )
+    return Message(
+        role,
+        parts.text,
+        reasoning,
+        calls + parts.calls,
+        _weight(value, role, place, turn),
+        _label(value.get("name")),
+        _label(value.get("tool_call_id")),
+    )
+
+
+def _label(value: Any) -> str | None:
+    """A name or an id, which some files write as a number."""
+    return None if value is None or value == "" else str(value)
+
+
+class Parts(NamedTuple):
+    """What the `content` of a message holds."""
+
+    text: str
+    reasoning: str | None = None
+    calls: tuple[dict[str, Any], ...] = ()
+
+
+def _content(content: Any, has_calls: bool, place: Place, turn: int) -> Parts:
+    """Of a text, or of a list of parts: {type, text} (OpenAI) or {type, value}."""
+    if isinstance(content, str):
+        return Parts(content)
+    if content is None and has_calls:
+        return Parts("")
+    if content is None:
+        raise bad_row(
+            "a message has no content",
+            place,
+            f"message {turn}: content is null or missing",
+            "a text",
+            "give it a text or remove the message",
+        )
+    if not isinstance(content, list):
+        raise bad_row(
+            "the content of a message is not a text",
+            place,
+            f"message {turn}: {show(content)}",
+            "a text, or a list of text parts",
+            "write it as a text, in double quotes",
+        )
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: tuple[dict[str, Any], ...] = ()
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        inner = part.get(str(kind), part.get("text", part.get("value"))) if isinstance(part, dict) else part
+        if kind == "tool_call":
+            calls += _calls(from_json(inner, "a tool call", place), place, turn)
+        elif kind in ("text", "reasoning", "thinking") and isinstance(inner, str):
+            (texts if kind == "text" else thoughts).append(inner)
+        else:
+            raise bad_row(
+                "a part of a message is not a text",
+                place,
+                f"message {turn}: {show(part)}",
+                'parts {"type": "text", "text": "..."}; imprint trains on text',
+                "remove the part or leave the row out",
+            )
+    return Parts("".join(texts), "".join(thoughts) or None, calls)
+
+
+def _role(given: Any, place: Place, turn: int) -> str:
+    role = ALIASES.get(given) if isinstance(given, str) else None
+    if role is None and isinstance(given, str):
+        role = ALIASES.get(given.strip().lower())
+    if role is None:
+        like = nearest(given, ALIASES) if isinstance(given, str) else None
+        raise bad_row(
+            "unknown role",
+            place,
+            f"message {turn}: {show(given)}",
+            f"{', '.join(ROLES)} (also {', '.join(name for name in ALIASES if name not in ROLES)})",
+            f'write "{like}"' if like else "write one of these roles",
+        )
+    return role
+
+
+def _either(value: dict[str, Any], first: str, second: str, place: Place, turn: int) -> Any:
+    if first in value or second in value:
+        return value.get(first, value.get(second))
+    pairs = [(key, like) for key in value if (like := nearest(key, MESSAGE_KEYS))]
+    raise bad_row(
+        "a message has no role",
+        place,
+        f"message {turn} has keys {', '.join(value) or 'none'}",
+        '"role" and "content", or "from" and "value"',
+        "; ".join(f"rename {key} to {like}" for key, like in pairs if key != like) or "add its role",
+    )
+
+
+def _calls(values: Any, place: Place, turn: int) -> tuple[dict[str, Any], ...]:
+    """Tool calls in OpenAI's form; arguments stay as they were given."""
+    if values is None:
+        return ()
+    values = [values] if isinstance(values, dict) else values
+    if not isinstance(values, list) or not all(map(_is_call, values)):
+        raise bad_row(
+            "a tool call cannot be read",
+            place,
+            f"message {turn}: {show(values)}",
+            'a list of {"type": "function", "function": {"name": ..., "arguments": ...}}',
+            "write the calls in this form",
+        )
+    return tuple(call if "function" in call else {"type": "function", "function": call} for call in values)
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
+
+
+def _weight(value: dict[str, Any], role: str, place: Place, turn: int) -> float | None:
+    """The loss weight that a message asks for; None where it does not say."""
+    given = {key: value[key] for key in WEIGHT_KEYS if value.get(key) is not None}
+    if not given:
+        return None
+    if "train" in given and not isinstance(given["train"], bool):
+        raise bad_row(
+            "`train` is neither true nor false",
+            place,
+            f"message {turn}: {show(given['train'])}",
+            "true or false",
+            "write true or false, or a number as `weight`",
+        )
+    weights = {float(item) if key == "train" else number(item, key, place) for key, item in given.items()}
+    if len(weights) > 1 or (role != "assistant" and weights != {0.0}):
+        raise bad_row(
+            "two weights for one message"
+            if len(weights) > 1
+            else "a weight on a message that is not a reply",
+            place,
+            f"message {turn} ({role}): {show(given)}",
+            "one weight" if len(weights) > 1 else "weight 0 or none: only replies are trained",
+            "keep one of them" if len(weights) > 1 else "remove it",
+        )
+    return weights.pop()

@@ -1,0 +1,130 @@
+"""Settings that have no meaning beside the others: refused, so that no option is silent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imprint.recipe import DataSource, Recipe
+from imprint.schema import KeyPath
+
+DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".txt", ".zst"}
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Rule(NamedTuple):
+    """`keys` (a pattern) are refused when `refused(recipe, key)`; `why` and `fix` go to the user."""
+
+    keys: str
+    refused: Callable[[Recipe, str], bool]
+    why: str
+    fix: str
+
+
+def is_local_model(model: str) -> bool:
+    """Whether the model is a folder here, and not a hub id."""
+    return Path(model).is_dir()
+
+
+def is_local_data(path: str) -> bool:
+    """Whether a source is a file here, and not a hub id; a missing file is still a file."""
+    return Path(path).suffix.lower() in DATA_SUFFIXES or Path(path).exists()
+
+
+def _source_is_local(recipe: Recipe, key: str) -> bool:
+    top, *rest = key.split(".")
+    source = recipe.data[int(rest[0])] if top == "data" else recipe.validation
+    return isinstance(source, DataSource) and is_local_data(source.path)
+
+
+def _not_validated(recipe: Recipe, _key: str) -> bool:
+    return recipe.validation == 0
+
+
+def _unpinned(recipe: Recipe, _key: str) -> bool:
+    pinned = bool(recipe.revision and COMMIT.fullmatch(recipe.revision))
+    return recipe.trust_remote_code and not is_local_model(recipe.model) and not pinned
+
+
+def _any_dropout(recipe: Recipe) -> bool:
+    return recipe.dropout > 0 or (recipe.method == "lora" and recipe.lora.dropout > 0)
+
+
+_HUB_ONLY = ("the source is a file here, and only hub datasets have this", "remove it")
+_NO_VALIDATION = "validation is 0, so no validation loss is ever measured"
+_SOURCES = ("data.*", "validation")
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "lora.*",
+        lambda r, _: r.method != "lora",
+        "method is full, so there are no adapters",
+        "set method to lora, or remove it",
+    ),
+    Rule("min_improvement", _not_validated, _NO_VALIDATION, "give a validation share, or remove it"),
+    Rule("patience", _not_validated, _NO_VALIDATION, "give a validation share, or set patience to null"),
+    Rule(
+        "final",
+        lambda r, k: _not_validated(r, k) and r.final == "best",
+        _NO_VALIDATION + ", and the best weights cannot be told",
+        "give a validation share, or set final to last",
+    ),
+    Rule(
+        "validate_every",
+        lambda r, k: _not_validated(r, k) and r.samples == 0,
+        "validation and samples are both 0, so there is nothing to do at a validation",
+        "give a validation share, set samples above 0, or remove it",
+    ),
+    Rule(
+        "sample_tokens",
+        lambda r, _: r.samples == 0,
+        "samples is 0, so no prompt is answered",
+        "set samples above 0, or remove it",
+    ),
+    Rule(
+        "revision",
+        lambda r, _: is_local_model(r.model),
+        "the model is a folder here, and only hub models have revisions",
+        "remove it",
+    ),
+    Rule(
+        "trust_remote_code",
+        _unpinned,
+        "it would run whatever Python code the hub serves on that day",
+        "pin the model with revision: COMMIT (its 40 hexadecimal digits), or remove it",
+    ),
+    *(
+        Rule(f"{source}.{name}", _source_is_local, *_HUB_ONLY)
+        for source in _SOURCES
+        for name in ("split", "config", "revision")
+    ),
+    Rule(
+        "layout",
+        lambda r, _: r.layout == "shared" and _any_dropout(r),
+        "with dropout above 0, turns cannot share a prompt: each must drop its own activations",
+        "set layout to packed or auto, or dropout to 0",
+    ),
+    Rule(
+        "attention",
+        lambda r, _: r.layout == "separate",
+        "with layout separate the model's own attention is used",
+        "remove it, or choose another layout",
+    ),
+)
+
+
+def refused(recipe: Recipe, given: Mapping[KeyPath, Any]) -> list[tuple[KeyPath, Rule]]:
+    """The keys of `given` (key path: value) that mean nothing in this recipe, each with its rule.
+
+    null and auto say "nothing in particular", so they are never refused.
+    """
+    found = []
+    for path, value in given.items():
+        if value is not None and value != "auto":
+            key = ".".join(path)
+            rules = (rule for rule in RULES if fnmatchcase(key, rule.keys) and rule.refused(recipe, key))
+            found += [(path, rule) for rule in [next(rules, None)] if rule]
+    return found

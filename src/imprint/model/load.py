@@ -1,0 +1,175 @@
+"""Loading a base model: weights from safetensors only, float32, dropout as the recipe says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
+
+from imprint.errors import ModelError
+from imprint.model.attention import NAMES
+
+disable_progress_bar()  # a run has its own display
+
+_SAMPLE = 1 << 20  # bytes read from each end of a large weight file for its fingerprint
+
+
+def find_model(model: str, revision: str | None = None) -> Path:
+    """The folder of a model: a local one, or the hub's, downloaded to (or found in) its cache."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        _require_safetensors(path)
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            "there is no such model folder, and the hub does not give it",
+            where=f"model={model}",
+            found=" ".join(str(error).split())[:300],
+            expected="a folder with config.json, *.safetensors and a tokenizer, or a hub id owner/name",
+            fix="check the path; gated models need `huggingface-cli login`",
+        ) from error
+    _require_safetensors(found)
+    return found
+
+
+def _require_safetensors(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            "this folder holds no model",
+            where=f"model={folder}",
+            found=_listing(folder),
+            expected="config.json beside the weights",
+            fix="give the folder that config.json lies in",
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            "the model has no safetensors weights",
+            where=f"model={folder}",
+            found=_listing(folder),
+            expected="model.safetensors, or its shards with model.safetensors.index.json",
+            fix="convert the weights with transformers' save_pretrained; pickle files (.bin, .pt) can run code "
+            "and are never read",
+        )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") if names else "an empty folder"
+
+
+def refuse_remote_code(folder: Path, allowed: bool) -> None:
+    """ModelError where the model brings Python code that nobody asked to run."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "auto_map" in config and not allowed:
+        raise ModelError(
+            "this model wants to run its own Python code",
+            where=str(folder / "config.json"),
+            found=f"auto_map: {config['auto_map']}",
+            fix="use an architecture that transformers knows, or read the code and set trust_remote_code=true "
+            "(for a hub model with revision=COMMIT)",
+        )
+
+
+def load_model(
+    folder: Path,
+    *,
+    num_tokens: int = 0,
+    grow: bool = False,
+    dropout: float = 0.0,
+    attention: str = "segments",
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """The causal language model of a folder, in float32 on the CPU, ready to be trained on rows.
+
+    `num_tokens` embeddings are needed; where the model has fewer, they are added if `grow`
+    (as the mean of the others, so that a new token starts as an average one), else ModelError.
+    """
+    refuse_remote_code(folder, trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    set_dropout(config, dropout)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            "the weights cannot be loaded",
+            where=f"model={folder}",
+            found=" ".join(str(error).split())[:400],
+            fix="check that the folder is complete, and that its architecture is a causal language model",
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if num_tokens > rows:
+        if not grow:
+            raise ModelError(
+                "the tokenizer has ids beyond the model's embedding",
+                where=f"model={folder}",
+                found=f"ids up to {num_tokens - 1:,}",
+                expected=f"at most {rows - 1:,}: the embedding has {rows:,} rows",
+                fix="use the tokenizer that belongs to this model",
+            )
+        grow_embeddings(model, num_tokens)
+    use_attention(model, attention)
+    return model  # type: ignore[no-any-return]
+
+
+def use_attention(model: Any, attention: str) -> bool:
+    """Switch a model to attention by `end`; False where its code does not take such a function."""
+    model.set_attn_implementation(NAMES[attention])
+    return bool(model.config._attn_implementation == NAMES[attention])
+
+
+@torch.no_grad()
+def grow_embeddings(model: Any, num_tokens: int) -> None:
+    """Add rows to the embedding, and to the head where it is not tied, each the mean of the old ones."""
+    before = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.weight[before:] = module.weight[:before].mean(dim=0)
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Set every dropout rate of a config, nested ones too."""
+    for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]:
+        for key, value in list(vars(part).items()) if part is not None else ():
+            if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, int | float):
+                if not isinstance(value, bool):
+                    setattr(part, key, dropout)
+
+
+def set_stops(model: Any, stop_ids: Sequence[int], pad_id: int | None) -> None:
+    """Greedy generation that ends at the run's stop ids; what is saved with the model."""
+    pad = stop_ids[0] if pad_id is None else pad_id
+    model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad, do_sample=False)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of a model folder: small files whole, weights by size and both ends."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".jinja", ".model"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            if size > _SAMPLE:
+                file.seek(max(_SAMPLE, size - _SAMPLE))
+                digest.update(file.read())
+    return digest.hexdigest()

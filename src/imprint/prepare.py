@@ -1,0 +1,165 @@
+"""Before anything is trained: the model found, the data read and rendered, every auto settled.
+
+Nothing is written here. What is wrong with the input is found here, before weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from imprint.auto import Decision, ModelFacts, read_model_facts, resolve_auto, resolve_intervals
+from imprint.data.conversation import Conversation
+from imprint.data.ledger import Ledger
+from imprint.data.load import Loaded, load
+from imprint.errors import DataError, ModelError
+from imprint.pack.plan import Plan
+from imprint.recipe import Recipe
+from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
+from imprint.render.turns import LeftOut, Turn, render
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run is, but its weights. `train[i]` are the turns of one conversation."""
+
+    recipe: Recipe
+    decisions: list[Decision]
+    folder: Path
+    facts: ModelFacts
+    rendering: Rendering
+    loaded: Loaded
+    train: list[list[Turn]]
+    validation: list[list[Turn]]
+    ledger: Ledger
+    plan: Plan
+    questions: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Embedding rows that the data, the stops and added tokens need."""
+        return max(_largest_id([*self.train, *self.validation]), *self.rendering.stop_ids) + 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest turn."""
+        return max(len(turn) for turns in [*self.train, *self.validation] for turn in turns)
+
+
+def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) -> Prepared:
+    """Read, render and plan; UserError with place and remedy for whatever is wrong."""
+    facts = read_model_facts(str(folder))
+    assert facts is not None, "a folder has a config.json, or is refused"
+    recipe, decisions = resolve_auto(recipe, model_facts=facts, world_size=world_size)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=recipe.trust_remote_code)
+    ledger = Ledger()
+    loaded = load(
+        recipe.data,
+        validation=recipe.validation,
+        bad_rows=recipe.bad_rows,
+        consecutive_replies=recipe.consecutive_replies,
+        seed=recipe.seed,
+        ledger=ledger,
+    )
+    rendering = prepare_rendering(
+        tokenizer,
+        template=recipe.template,
+        options=recipe.template_options,
+        now=now,
+        conversations=loaded.train,
+        config_stops=config_stops(folder),
+    )
+    train = turns_of(loaded.train, recipe, rendering, ledger, "trained")
+    validation = turns_of(loaded.validation, recipe, rendering, ledger, "validated")
+    ledger.check()
+    if not train:
+        raise _nothing_to_train(ledger, recipe)
+    plan = Plan(
+        num_conversations=len(train),
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        fingerprint=loaded.fingerprint,
+        max_steps=recipe.max_steps,
+    )
+    recipe, more = resolve_intervals(recipe, plan.total_steps)
+    made = Prepared(
+        recipe, decisions + more, folder, facts, rendering, loaded, train, validation, ledger, plan
+    )
+    check_ids(made)
+    return made
+
+
+def turns_of(
+    conversations: Sequence[Conversation], recipe: Recipe, rendering: Rendering, ledger: Ledger, kind: str
+) -> list[list[Turn]]:
+    """The turns of each conversation that has any; what becomes of every reply goes into the ledger."""
+    found: list[list[Turn]] = [[] for _ in conversations]
+    assert isinstance(recipe.max_length, int)
+    for item in render(
+        conversations,
+        rendering.template,
+        rendering.encoder,
+        train_on=recipe.train_on,
+        max_length=recipe.max_length,
+        too_long=recipe.too_long,
+    ):
+        ledger.turn(item.source)
+        if isinstance(item, LeftOut):
+            ledger.leave_turn_out(item.source, item.reason, item.detail)
+            continue
+        ledger.keep_turn(item.source, kind)
+        if item.case == "truncated":
+            ledger.warn("a reply is cut at max_length; its stop is not trained", item.source)
+        found[item.conversation].append(item)
+    part = "train" if kind == "trained" else "validation"
+    for conversation, turns in zip(conversations, found, strict=True):
+        if not turns:
+            ledger.withdraw(part, conversation.source, "none of its replies can be trained")
+    return [turns for turns in found if turns]
+
+
+def check_ids(prepared: Prepared) -> None:
+    """ModelError where the tokenizer gives ids that the model's embedding does not have."""
+    rows, added = prepared.facts.vocab, prepared.rendering.added
+    if rows is None or prepared.num_tokens <= rows:
+        return
+    encoder = prepared.rendering.encoder
+    allowed = {int(i) for i in encoder.tokenizer.convert_tokens_to_ids(list(added))} if added else set()
+    for turns in [*prepared.train, *prepared.validation]:
+        for turn in turns:
+            for token in turn.ids[turn.ids >= rows].tolist():
+                if token not in allowed:
+                    raise ModelError(
+                        "the tokenizer has a token that the model's embedding has not",
+                        where=str(turn.source),
+                        found=f"token {token:,}, {encoder.decode([token])!r}",
+                        expected=f"ids below {rows:,}, the rows of the embedding in {prepared.folder}",
+                        fix="use the tokenizer that belongs to this model",
+                    )
+
+
+def _largest_id(groups: Sequence[Sequence[Turn]]) -> int:
+    return max((int(turn.ids.max()) for turns in groups for turn in turns), default=0)
+
+
+def _nothing_to_train(ledger: Ledger, recipe: Recipe) -> DataError:
+    reasons = [
+        f"{tally.count:,} × {reason} ({tally})"
+        for level in (ledger.records, ledger.conversations, ledger.turns)
+        for reason, tally in level.left.items()
+    ]
+    details = [detail for detail in ledger.details.values() if detail]
+    return DataError(
+        "0 trainable rows: every reply was left out",
+        where=", ".join(source.path for source in recipe.data),
+        found="\n".join(reasons + details[:2]),
+        expected="at least one reply that the template renders and max_length has room for",
+        fix=f"see what becomes of a row: imprint show model={recipe.model} data={recipe.data[0].path}",
+    )
+
+
+def with_recipe(prepared: Prepared, recipe: Recipe, decisions: list[Decision]) -> Prepared:
+    return replace(prepared, recipe=recipe, decisions=decisions)

@@ -1,0 +1,154 @@
+"""Recipe: what one run is.
+
+Every key has its type, its default and its meaning here and nowhere else; the help,
+the documentation and the checks are made from this file. `auto` stands for a value
+that is resolved once, when the run is created (see `auto.py`), and printed with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Settings(BaseModel):
+    """The base of every group: unknown keys are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSource(Settings):
+    """One source of demonstrations. A bare string in a recipe stands for `{path: …}`."""
+
+    path: Text
+    """A file (.json, .jsonl, .csv, .parquet, also .gz) or a Hugging Face hub id."""
+    format: Text = "auto"
+    """The format of the rows: auto recognises it row by row; otherwise one of `imprint show --help`'s names."""
+    fields: dict[str, str] = {}
+    """Which column plays which part, where the names are your own: {prompt: question_text, response: gold}."""
+    split: Text = "train"
+    """Split of a hub dataset."""
+    config: Text | None = None
+    """Configuration (subset) of a hub dataset."""
+    revision: Text | None = None
+    """Commit, tag or branch of a hub dataset."""
+
+
+class Lora(Settings):
+    """Low-rank adapters (only with method: lora)."""
+
+    rank: Positive = 16
+    """Rank of the update of each adapted matrix."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input. Above 0, prompts are no longer shared between turns."""
+    targets: Literal["all-linear", "attention"] | list[Text] = "all-linear"
+    """Which layers get an adapter: all linear layers but the head, those of attention, or a list of names."""
+
+
+class Recipe(Settings):
+    """What one run is."""
+
+    version: Literal[1] = 1
+    """Version of this schema."""
+
+    # what is trained
+    model: Text
+    """The base model: a folder (config, safetensors, tokenizer) or a Hugging Face hub id."""
+    revision: Text | None = None
+    """Commit of a hub model; required where trust_remote_code is on."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Refused unless revision pins a hub model to a commit."""
+
+    # on what
+    data: list[DataSource] = Field(min_length=1)
+    """The demonstrations: a file, a hub id, or a list of sources."""
+    validation: Share | DataSource = 0.05
+    """Share of the conversations held out, split by a hash of the prompt; or a source of its own; 0 for none."""
+    bad_rows: Literal["stop", "leave_out"] = "stop"
+    """A row that cannot be used: stop before training, or leave it out and count it in the ledger."""
+
+    # as which tokens
+    template: Text = "auto"
+    """Chat template: auto (the tokenizer's own), a .jinja file, or a preset: chatml, llama2, alpaca."""
+    template_options: dict[str, Any] = {}
+    """Variables given to the template, at training and as the serving default: {enable_thinking: false}."""
+    train_on: Literal["replies", "last_reply", "everything"] = "replies"
+    """Where loss is taken: every reply, each conversation's last reply, or every token."""
+    max_length: Positive | Auto = "auto"
+    """Longest prompt + completion, in tokens. auto: the context of the model."""
+    too_long: Literal["leave_out", "truncate", "error"] = "leave_out"
+    """A turn beyond max_length: leave it out, cut the end of its reply (its stop is then untrained), or stop."""
+    consecutive_replies: Literal["merge", "leave_out"] = "merge"
+    """Two assistant messages in a row: merge them into one reply, or leave the conversation out."""
+
+    # how
+    method: Literal["full", "lora"] = "full"
+    """Train every weight, or low-rank adapters."""
+    lora: Lora = Lora()
+    """Settings of method: lora."""
+    dropout: Share = 0.0
+    """Dropout in the model, whatever its config says. Above 0, prompts are no longer shared between turns."""
+    batch_size: Positive = 32
+    """Conversations in one step (one update of the weights), over all devices."""
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the training conversations."""
+    max_steps: Positive | None = None
+    """Stop after this many steps, if that is earlier."""
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Peak learning rate. auto: the model folder's preset, else by width and method."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls after warm-up: to 0 in a line, to 0 along a cosine, or not at all."""
+    warmup: Share | Positive = 0.03
+    """Rising part of the schedule: a share of all steps, or a number of steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW, on matrices only."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null for no clipping."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the order of the data, of adapters and of dropout."""
+
+    # with which means
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train. auto: cuda, else mps, else cpu."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the matrix products; weights and optimizer stay float32. auto: bfloat16 where the processor has it."""
+    threads: Positive | Auto = "auto"
+    """CPU threads. Part of what makes a resumed run equal to the uninterrupted one."""
+    layout: Literal["auto", "shared", "packed", "separate"] = "auto"
+    """Rows: shared (common prompts computed once), packed, or one turn each. auto: the first that the model passes."""
+    attention: Literal["auto", "segments", "reference"] = "auto"
+    """How attention is computed: only the parts that someone sees, or the obvious dense way."""
+    row_tokens: Positive | Auto = "auto"
+    """Most tokens in one row. Never changes the update, only memory and speed."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    # watched and kept
+    validate_every: Positive | Auto = "auto"
+    """Steps between validations. auto: about ten in a run, and one at its end."""
+    patience: Positive | None = None
+    """Stop early after this many validations without a better loss; null for never."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """How much lower, in nats per token, a validation loss must be to count as better."""
+    save_every: Positive | Auto = "auto"
+    """Steps between checkpoints. auto: at each validation."""
+    final: Literal["best", "last"] = "best"
+    """Which weights become the run's model: those of the lowest validation loss, or the last ones."""
+    samples: Annotated[int, Field(ge=0)] = 4
+    """Fixed prompts answered at each validation."""
+    sample_tokens: Positive = 64
+    """Longest of those answers, in tokens."""
+    output: Text | Auto = "auto"
+    """The run folder. It must not exist. auto: runs/MODEL-DATA, with a number if that is taken."""

@@ -1,0 +1,103 @@
+"""What will be trained, token by token: for a person in a terminal, for a program as JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from imprint.render.tokens import Encoder, Ids
+from imprint.render.turns import Turn
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
+# two shades each, in turn, so that one sees where a token ends
+TRAINED = ("black on green3", "black on dark_sea_green2")
+STOP = "bold white on dark_green"
+CONTEXT = ("grey66", "grey50")
+
+
+def as_json(turn: Turn, number: int, encoder: Encoder) -> dict[str, Any]:
+    """One turn for a program. `number` counts the conversation's replies from 0; ids, weights as lists."""
+    return {
+        "source": str(turn.source),
+        "conversation": turn.conversation,
+        "turn": number,
+        "message": turn.turn,
+        "case": turn.case,
+        "prompt": encoder.decode(turn.prompt),
+        "completion": encoder.decode(turn.completion),
+        "prompt_ids": turn.prompt.tolist(),
+        "completion_ids": turn.completion.tolist(),
+        "weights": turn.weight.tolist(),
+    }
+
+
+def numbered(turns: Iterable[Turn]) -> Iterable[tuple[int, Turn]]:
+    """Each turn with its number among its conversation's turns, from 0."""
+    conversation, number = -1, 0
+    for turn in turns:
+        number = number + 1 if turn.conversation == conversation else 0
+        conversation = turn.conversation
+        yield number, turn
+
+
+def as_text(turn: Turn, number: int, encoder: Encoder, stop_ids: Sequence[int]) -> Group:
+    """One turn for a person: context in grey, what is trained on green, its stop in dark green."""
+    from rich.console import Group
+    from rich.text import Text
+
+    trained = sum(1 for weight in turn.weight if weight)
+    head = Text.assemble(
+        (str(turn.source), "bold cyan"),
+        (f"  reply {number + 1}", "bold"),
+        f"  {len(turn.prompt):,} tokens of context, {trained:,} trained",
+        ("" if turn.case == "prefix" else f"  ({turn.case})", "yellow"),
+    )
+    body = Text()
+    for i, piece in enumerate(pieces(turn.prompt, encoder)):
+        body.append(visible(piece), CONTEXT[i % 2])
+    stop = len(turn.completion) - 1 if turn.completion[-1] in stop_ids else -1
+    trained_ids = turn.completion[:stop] if stop >= 0 else turn.completion
+    for i, piece in enumerate(pieces(trained_ids, encoder)):
+        body.append(visible(piece), TRAINED[i % 2])
+    if stop >= 0:
+        body.append(visible(encoder.decode(turn.completion[stop:])), STOP)
+    else:
+        body.append(" (no stop is trained)", "bold red")
+    return Group(head, body, Text())
+
+
+def legend() -> Text:
+    """What the colours mean."""
+    from rich.text import Text
+
+    return Text.assemble(
+        ("context", CONTEXT[0]),
+        "  ",
+        ("trained", TRAINED[0]),
+        (" token by token", TRAINED[1]),
+        "  ",
+        ("the stop", STOP),
+        "   ↵ is a newline",
+    )
+
+
+def pieces(ids: Ids, encoder: Encoder) -> list[str]:
+    """The text of each token; tokens that hold parts of one character come as one piece."""
+    out: list[str] = []
+    waiting: list[int] = []
+    for token in ids.tolist():
+        waiting.append(token)
+        text = encoder.decode(waiting)
+        if not text.endswith("�") or len(waiting) >= 8:
+            out.append(text)
+            waiting = []
+    return out + ([encoder.decode(waiting)] if waiting else [])
+
+
+def visible(text: str) -> str:
+    """The text with its newlines marked, and control characters shown."""
+    marked = text.replace("\n", "↵\n").replace("\t", "⇥\t").replace("\r", "␍")
+    return "".join(char if char in "\n\t" or char.isprintable() else f"\\x{ord(char):02x}" for char in marked)

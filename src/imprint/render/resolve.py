@@ -1,0 +1,178 @@
+"""The tokenizer and the template of a run, made ready together: what is added, what stops a reply."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imprint.data.conversation import Conversation
+from imprint.errors import ModelError, TemplateError
+from imprint.render.template import OPEN_THOUGHT, PRESETS, SWITCHES, Refused, Template, find_template
+from imprint.render.tokens import Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# names of end-of-text in the vocabularies of well-known base models that name none in a config
+_END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How this run turns conversations into ids.
+
+    `stop_ids` are all ids at which a server must stop, the template's own first; `added` the
+    tokens that the preset needed and the tokenizer lacked; `notes` what the user should know.
+    """
+
+    template: Template
+    encoder: Encoder
+    stop_ids: tuple[int, ...]
+    added: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def load_tokenizer(folder: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub id; a folder that holds only a tokenizer.json is enough."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(folder)
+    bare = path / "tokenizer.json"
+    if bare.is_file() and not (path / "tokenizer_config.json").is_file():
+        tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(bare))
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, revision=revision, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ModelError(
+                "the tokenizer cannot be loaded",
+                where=f"model={folder}",
+                found=" ".join(str(error).split())[:300],
+                expected="tokenizer.json, or the files that transformers' AutoTokenizer reads",
+                fix="copy the tokenizer's files into the model folder",
+            ) from error
+    if tokenizer.eos_token is None:
+        _name_end_of_text(tokenizer, path)
+    return tokenizer
+
+
+def _name_end_of_text(tokenizer: Any, folder: Path) -> None:
+    """Give a tokenizer that names no end-of-text the one of the model's config, or a well-known one."""
+    config = folder / "config.json"
+    number = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id") if config.is_file() else None
+    if isinstance(number, list):
+        number = number[0] if number else None
+    if number is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(number)
+        return
+    known = tokenizer.get_added_vocab()
+    tokenizer.eos_token = next((name for name in _END_OF_TEXT if name in known), None)
+
+
+def prepare_rendering(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    now: datetime,
+    conversations: Sequence[Conversation] = (),
+    config_stops: Sequence[int] = (),
+) -> Rendering:
+    """Find the template, add the tokens that a preset needs, settle the thinking switch and the stop set.
+
+    Raises TemplateError where there is no template, or where nothing could end a reply.
+    """
+    source, name = find_template(template, tokenizer.chat_template)
+    added: list[str] = []
+    notes: list[str] = []
+    if template in PRESETS:
+        added = _add_missing(tokenizer, PRESETS[template])
+        if added:
+            notes.append(
+                f"added to the tokenizer for the {template} template: {', '.join(added)} "
+                "(their embeddings are new, trained and saved)"
+            )
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    made = Template(source, name, special, now, dict(options or {}))
+    encoder = Encoder(tokenizer)
+    made, note = choose_switch(made, conversations)
+    notes += [note] if note else []
+    ending = made.ending
+    spans = encoder.added_spans(ending)
+    if spans:
+        stop = ending[spans[0][0] : spans[0][1]]
+    elif encoder.eos is not None:
+        stop = encoder.eos
+        notes.append(f"the template ends a reply with no stop token: {stop} is trained as the stop")
+    else:
+        raise TemplateError(
+            "nothing would ever stop this model's replies",
+            where=name,
+            found=f"the template writes {ending!r} after a reply, and the tokenizer has no eos token",
+            fix="use template=chatml, which adds its own stop, or set eos_token in tokenizer_config.json",
+        )
+    eos = tokenizer.eos_token_id
+    if template in PRESETS:
+        tokenizer.eos_token = stop  # so that tools that read only the tokenizer stop there too
+    first = int(tokenizer.convert_tokens_to_ids(stop))
+    others = [int(i) for i in (eos, *config_stops) if i is not None and int(i) < encoder.num_tokens]
+    return Rendering(made, encoder, tuple(dict.fromkeys([first, *others])), tuple(added), tuple(notes))
+
+
+def _add_missing(tokenizer: Any, wanted: Sequence[str]) -> list[str]:
+    from tokenizers import AddedToken
+
+    missing = [token for token in wanted if token not in tokenizer.get_added_vocab()]
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True
+    )
+    return missing
+
+
+def choose_switch(template: Template, conversations: Sequence[Conversation]) -> tuple[Template, str]:
+    """Where the prompt opens a thought that the data does not have, the template's own switch against it.
+
+    The choice becomes part of the template, and so the default of the saved model: it is
+    then served in the context in which it was trained.
+    """
+    if any(message.reasoning for conversation in conversations for message in conversation.messages):
+        return template, ""
+    try:
+        prompt = template.render([{"role": "user", "content": "probe"}], add_generation_prompt=True)
+    except Refused:
+        return template, ""
+    if not _leaves_thought_open(prompt):
+        return template, ""
+    for switch in SWITCHES:
+        key = next(iter(switch))
+        if key in template.options or key not in template.source:
+            continue
+        other = template.with_options(switch)
+        if not _leaves_thought_open(other.render([{"role": "user", "content": "probe"}], (), True)):
+            return other, (
+                f"the template opens a thought and the data has none: {key}=false is set, "
+                "for training and as the default of the saved model"
+            )
+    return template, ""
+
+
+def _leaves_thought_open(prompt: str) -> bool:
+    found = OPEN_THOUGHT.search(prompt)
+    return found is not None and not found["close"]
+
+
+def config_stops(folder: Path) -> list[int]:
+    """Ids at which the model's own generation_config.json or config.json stops."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,383 @@
+"""A run: recipe in, built objects out, and the run folder with all that is to be kept.
+
+recipe.yaml     every setting, resolved           events.jsonl   every metric
+run.json        what was found when it was made   samples.jsonl  answers to fixed prompts
+ledger.json     what became of every row          report.html    the story, for a person
+checkpoints/    the newest and the best           model/         what you serve
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imprint import settings
+from imprint.auto import Decision
+from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
+from imprint.distributed.shard import shard
+from imprint.errors import ImprintError, Interrupted, RunError
+from imprint.evaluate.generate import answer
+from imprint.evaluate.report import write_report
+from imprint.model.adapters import add_lora
+from imprint.model.checks import choose_layout
+from imprint.model.load import find_model, load_model, model_fingerprint, set_stops
+from imprint.model.rowmodel import RowModel
+from imprint.pack.plan import share_out
+from imprint.prepare import Prepared, prepare
+from imprint.recipe import Recipe
+from imprint.render.turns import Turn
+from imprint.save import save_model
+from imprint.track import events
+from imprint.track.progress import Progress
+from imprint.train.checkpoint import Counters, latest_checkpoint, load_checkpoint, load_weights, write_text
+from imprint.train.loop import Data, Outcome, Watch
+from imprint.train.loop import train as run_loop
+from imprint.train.optim import Schedule, adamw
+from imprint.train.step import TrainState
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves: its folder, and how it ended."""
+
+    run: Path
+    model: Path
+    outcome: Outcome
+
+
+@dataclass
+class Built:
+    """The objects that the loop works on."""
+
+    state: TrainState
+    row_model: RowModel
+    data: Data
+    recipe: Recipe
+    decisions: list[Decision]
+
+
+def train(recipe: Recipe, say: Say = lambda _: None) -> Result:
+    """Train what `recipe` describes into a new run folder; UserError before anything is written."""
+    refuse_existing(recipe)
+    folder = find_model(recipe.model, recipe.revision)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    now = datetime.now().replace(microsecond=0)
+    prepared = prepare(recipe, folder, now, size)
+    return _with_mesh(prepared, now, None, say)
+
+
+def resume(run: Path, say: Say = lambda _: None) -> Result:
+    """Go on with a run from its newest valid checkpoint, to the bit as if it had not stopped."""
+    facts = read_facts(run)
+    recipe = settings.load(run / "recipe.yaml")
+    now = datetime.fromisoformat(facts["created"])
+    folder = find_model(recipe.model, recipe.revision)
+    prepared = prepare(recipe, folder, now, int(os.environ.get("WORLD_SIZE", "1")))
+    found = fingerprints(prepared)
+    changed = [key for key, value in facts["fingerprints"].items() if found[key] != value]
+    if changed:
+        raise RunError(
+            f"the {' and the '.join(changed)} changed since this run began",
+            where=str(run),
+            expected="what the run began with, so that resumed equals uninterrupted",
+            fix="put it back, or begin a new run",
+        )
+    return _with_mesh(prepared, now, run, say)
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """run.json of a run folder that is not finished; RunError otherwise."""
+    path = run / "run.json"
+    if not path.is_file() or not (run / "recipe.yaml").is_file():
+        raise RunError(
+            "this is not a run folder",
+            where=str(run),
+            expected="a folder made by imprint train, with recipe.yaml and run.json",
+            fix="give the folder that imprint train printed",
+        )
+    if (run / "model").is_dir():
+        raise RunError(
+            "this run is finished",
+            where=str(run),
+            found="its model/ is there",
+            fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
+        )
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
+def refuse_existing(recipe: Recipe) -> None:
+    """RunError where the run folder is there already: nothing is ever written over."""
+    path = Path(recipe.output)
+    if recipe.output != "auto" and path.exists():
+        done = (path / "model").is_dir() or not (path / "run.json").is_file()
+        raise RunError(
+            "the run folder exists already",
+            where=f"output={path}",
+            expected="a folder that does not exist yet: nothing is written over",
+            fix="choose another output=…" + ("" if done else f", or go on with it: imprint resume {path}"),
+        )
+
+
+def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) -> Result:
+    recipe = prepared.recipe
+    assert isinstance(recipe.threads, int)
+    torch.set_num_threads(recipe.threads)
+    mesh = start_mesh(recipe.device)
+    try:
+        speak: Say = say if mesh.is_main else lambda _: None
+        built = build(prepared, mesh, speak)
+        return _execute(prepared, built, now, run, speak)
+    finally:
+        stop_mesh()
+
+
+def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
+    """Load the model, check that it trains exactly, and make everything that the loop needs."""
+    recipe, rendering = prepared.recipe, prepared.rendering
+    attention = "segments" if recipe.attention == "auto" else recipe.attention
+    torch.manual_seed(recipe.seed)
+    say(f"loading {prepared.folder}")
+    model: Any = load_model(
+        prepared.folder,
+        num_tokens=prepared.num_tokens,
+        grow=bool(rendering.added),
+        dropout=recipe.dropout,
+        attention=attention,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    set_stops(model, rendering.stop_ids, rendering.encoder.tokenizer.pad_token_id)
+    lora_dropout = recipe.lora.dropout if recipe.method == "lora" else 0.0
+    if recipe.method == "lora":
+        new = rendering.encoder.tokenizer.convert_tokens_to_ids(list(rendering.added))
+        model = add_lora(model, **dict(recipe.lora), new_tokens=new, seed=recipe.seed)
+    row_model = RowModel(model).to(mesh.device)
+    vocab = row_model.base.get_input_embeddings().weight.shape[0]
+    wanted = "packed" if recipe.layout == "auto" and (recipe.dropout or lora_dropout) else recipe.layout
+    layout, findings = choose_layout(row_model, wanted, prepared.longest, vocab)
+    for finding in findings:
+        say(f"check {finding.name}: {finding.detail}")
+    if recipe.layout not in ("auto", layout):
+        failed = next(finding for finding in findings if not finding.passed)
+        raise RunError(
+            f"this model cannot be trained with layout={recipe.layout}",
+            found=f"{failed.name}: {failed.detail}",
+            fix="layout=auto trains it one turn a row",
+        )
+    if layout == "separate":
+        row_model.base.set_attn_implementation("sdpa" if row_model.base._supports_sdpa else "eager")
+    if recipe.activation_checkpointing:
+        row_model.base.gradient_checkpointing_enable({"use_reentrant": False})
+    row_model.train()
+    recipe, decisions = settle(prepared, layout, attention, wanted)
+    shard(row_model, mesh)
+    optimizer = adamw(row_model, weight_decay=recipe.weight_decay, betas=recipe.betas, epsilon=recipe.epsilon)
+    assert isinstance(recipe.learning_rate, float) and isinstance(recipe.row_tokens, int)
+    schedule = Schedule(recipe.learning_rate, prepared.plan.total_steps, recipe.schedule, recipe.warmup)
+    compute = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+    state = TrainState(row_model, optimizer, schedule, mesh, compute, recipe.clip)
+    validation = [turn for turns in prepared.validation for turn in turns]
+    rows = share_out(validation, recipe.row_tokens, mesh.size, layout)[mesh.rank] if validation else []
+    return Built(state, row_model, Data(prepared.train, rows, recipe.row_tokens, layout), recipe, decisions)
+
+
+def settle(prepared: Prepared, layout: str, attention: str, wanted: str) -> tuple[Recipe, list[Decision]]:
+    """The recipe with what the checks decided."""
+    recipe, decisions = (
+        prepared.recipe,
+        [d for d in prepared.decisions if d.key not in ("layout", "attention")],
+    )
+    if recipe.layout == "auto":
+        why = {
+            "shared": "the model passed the checks: what turns share is computed once",
+            "packed": "dropout is on: turns that share a prompt must not share its noise",
+            "separate": "the model did not pass the checks: one turn a row",
+        }
+        decisions.append(Decision("layout", layout, why[layout]))
+    if recipe.attention == "auto":
+        decisions.append(Decision("attention", attention, "computes only what is seen"))
+    changed = {"layout": layout, "attention": attention if layout != "separate" else "auto"}
+    return recipe.model_copy(update=changed), decisions
+
+
+def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, say: Say) -> Result:
+    """Create or reopen the run folder, train, and leave the model and the report in it."""
+    state, recipe = built.state, built.recipe
+    mesh = state.mesh
+    fresh = run is None
+    path = Path(mesh.agree(str(recipe.output))) if run is None else run
+    if mesh.is_main and fresh:
+        create_folder(path, prepared, recipe, now)
+    mesh.wait()
+    counters = Counters()
+    checkpoint = None if fresh else latest_checkpoint(path / "checkpoints")
+    if checkpoint is not None:
+        counters = load_checkpoint(checkpoint, state)
+    if mesh.is_main and not fresh:
+        events.rewind(path / "events.jsonl", state.step if checkpoint else -1)
+    mesh.wait()
+    progress = Progress(prepared.plan.total_steps) if mesh.is_main else None
+    with events.EventLog(
+        path / "events.jsonl" if mesh.is_main else Path(os.devnull), [progress] if progress else []
+    ) as log:
+        try:
+            if state.step == 0:
+                log.log("start", **start_facts(prepared, built))
+                for note in prepared.rendering.notes:
+                    log.log("note", text=note)
+            if not fresh:
+                log.log("resume", step=state.step)
+            outcome = run_loop(state, built.data, prepared.plan, _watch(prepared, built, path, log), counters)
+            _finish(prepared, built, path, outcome, log)
+        except Interrupted as error:
+            raise Interrupted(error.what, where=str(path), fix=f"imprint resume {path}") from None
+        finally:
+            if progress is not None:
+                progress.close()
+            log.sync()
+            if mesh.is_main:
+                write_report(path)
+    return Result(path, path / "model", outcome)
+
+
+def _watch(prepared: Prepared, built: Built, path: Path, log: events.EventLog) -> Watch:
+    recipe = built.recipe
+    assert isinstance(recipe.validate_every, int) and isinstance(recipe.save_every, int)
+    asked = fixed_prompts(prepared)
+
+    def sample(step: int) -> None:
+        replies = answer(
+            built.row_model,
+            [turn.prompt for turn in asked],
+            stop_ids=prepared.rendering.stop_ids,
+            max_new_tokens=recipe.sample_tokens,
+        )
+        for turn, (reply, stopped) in zip(asked, replies, strict=True):
+            log.log("sample", step=step, stopped=stopped, **describe_sample(prepared, turn, reply))
+
+    return Watch(
+        log=log,
+        checkpoints=path / "checkpoints",
+        validate_every=recipe.validate_every,
+        save_every=recipe.save_every,
+        patience=recipe.patience,
+        min_improvement=recipe.min_improvement,
+        keep_best=recipe.final == "best" and bool(built.data.validation),
+        sample=sample if asked else None,
+    )
+
+
+def fixed_prompts(prepared: Prepared) -> list[Turn]:
+    """The turns whose prompts are answered at each validation: held-out ones where there are any."""
+    turns = [turns[-1] for turns in prepared.validation or prepared.train]
+    count = min(prepared.recipe.samples, len(turns))
+    return [turns[i * len(turns) // count] for i in range(count)]
+
+
+def describe_sample(prepared: Prepared, turn: Turn, reply: Any) -> dict[str, Any]:
+    """A sample's texts: the prompt as the model saw it, the question, the reply, the demonstration's own."""
+    encoder = prepared.rendering.encoder
+    conversations = prepared.loaded.validation or prepared.loaded.train
+    messages = next(c for c in conversations if c.source == turn.source).messages[: turn.turn]
+    stops = list(prepared.rendering.stop_ids)
+    reference = turn.completion[:-1] if turn.completion[-1] in stops else turn.completion
+    return {
+        "prompt": encoder.decode(turn.prompt),
+        "question": next((m.content for m in reversed(messages) if m.role == "user"), ""),
+        "reply": encoder.decode(reply),
+        "reference": encoder.decode(reference),
+    }
+
+
+def _finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log: events.EventLog) -> None:
+    """Choose the weights, save the model, log the end."""
+    state, recipe, counters = built.state, built.recipe, outcome.counters
+    best = recipe.final == "best" and counters.best_step > 0
+    if best and counters.best_step != state.step:
+        load_weights(path / "checkpoints" / f"step-{counters.best_step:06d}", state.model)
+    save_model(built.row_model, prepared.rendering, path / "model", prepared.folder, state.mesh)
+    log.log(
+        "end",
+        step=state.step,
+        seconds=counters.seconds,
+        best_step=counters.best_step or None,
+        best_loss=counters.best_loss,
+        model_step=counters.best_step if best else state.step,
+        reason=outcome.reason,
+    )
+
+
+def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime) -> None:
+    """The run folder with recipe, facts and ledger; it appears whole or not at all."""
+    if path.exists():
+        refuse_existing(recipe)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    facts = {
+        "imprint": version("imprint-sft"),
+        "created": now.isoformat(),
+        "model": str(prepared.folder.resolve()),
+        "template": prepared.rendering.template.name,
+        "stop_ids": prepared.rendering.stop_ids,
+        "added_tokens": prepared.rendering.added,
+        "total_steps": prepared.plan.total_steps,
+        "fingerprints": fingerprints(prepared),
+        "versions": versions(),
+    }
+    write_text(partial / "recipe.yaml", settings.dump(recipe))
+    write_text(partial / "run.json", json.dumps(facts, indent=1))
+    write_text(partial / "ledger.json", json.dumps(prepared.ledger.to_json(), indent=1))
+    os.rename(partial, path)
+
+
+def fingerprints(prepared: Prepared) -> dict[str, str]:
+    """What must not change between the beginning of a run and its resumption."""
+    template = prepared.rendering.template
+    return {
+        "data": prepared.loaded.fingerprint,
+        "model": model_fingerprint(prepared.folder),
+        "template": f"{hash_text(template.serving_source)}",
+    }
+
+
+def hash_text(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "tokenizers", "peft", "safetensors", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def start_facts(prepared: Prepared, built: Built) -> dict[str, Any]:
+    """What the log and the report say of a run before its first step."""
+    parameters = list(built.row_model.parameters())
+    return {
+        "recipe": built.recipe.model_dump(mode="json"),
+        "decisions": [decision._asdict() for decision in built.decisions],
+        "num_parameters": sum(p.numel() for p in parameters),
+        "num_trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_steps": prepared.plan.total_steps,
+        "steps_per_epoch": prepared.plan.steps_per_epoch,
+        "conversations": len(prepared.train),
+        "template": prepared.rendering.template.name,
+        "stop": [prepared.rendering.encoder.decode([i]) for i in prepared.rendering.stop_ids],
+        "versions": versions(),
+        "machine": platform.processor() or platform.machine(),
+    }

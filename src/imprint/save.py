@@ -1,0 +1,63 @@
+"""The model folder of a run: what you serve, with the tokenizer and the template it was trained with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imprint.distributed.mesh import Mesh
+from imprint.distributed.shard import whole
+from imprint.model.rowmodel import RowModel
+from imprint.render.resolve import Rendering
+from imprint.train.checkpoint import seal
+
+
+def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, mesh: Mesh) -> None:
+    """Write `path` in one move: safetensors (or a PEFT adapter), config, stops, tokenizer, template.
+
+    Weights are saved in the type that the base model has on disk. Every rank calls this.
+    """
+    inner: Any = model.model
+    tensors = {name: whole(value.detach()).cpu() for name, value in inner.state_dict().items()}
+    if not mesh.is_main:
+        mesh.wait()
+        return
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    adapter = hasattr(inner, "peft_config")
+    if adapter:
+        for config in inner.peft_config.values():
+            config.base_model_name_or_path = str(base.resolve())
+        inner.save_pretrained(partial, state_dict=tensors, save_embedding_layers=False)
+        model.base.generation_config.save_pretrained(partial)
+    else:
+        kept = _type_on_disk(base)
+        tensors = {
+            name: value.to(kept) if value.is_floating_point() else value for name, value in tensors.items()
+        }
+        implementation = inner.config._attn_implementation
+        inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
+        inner.config.dtype = kept
+        inner.save_pretrained(partial, state_dict=tensors)
+        inner.set_attn_implementation(implementation)
+    tokenizer = rendering.encoder.tokenizer
+    tokenizer.chat_template = rendering.template.serving_source
+    tokenizer.save_pretrained(partial)
+    seal(partial, path)
+    mesh.wait()
+
+
+def _type_on_disk(folder: Path) -> torch.dtype:
+    """The floating type of a folder's weights: of the first tensor that has one."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - not a mapping
+                found = weights.get_tensor(name).dtype
+                if found.is_floating_point:
+                    return found
+    return torch.float32

@@ -1,0 +1,56 @@
+import pytest
+
+from imprint.data.conversation import Conversation, Message, Place
+from imprint.data.replies import has_adjacent_replies, merge_replies
+
+USER = Message("user", "q")
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+
+
+def reply(content, **rest):
+    return Message("assistant", content, **rest)
+
+
+def talk(*messages):
+    return Conversation(messages, Place("a", 1), "id", ({"name": "f"},), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "merged"),
+    [
+        ([USER, reply("a"), reply("b")], [USER, reply("a\n\nb")]),
+        (
+            [reply("x"), reply("y"), USER, reply("a"), reply("b"), reply("c")],
+            [reply("x\n\ny"), USER, reply("a\n\nb\n\nc")],
+        ),
+        ([USER, reply("a", weight=1.0), reply("b")], [USER, reply("a\n\nb", weight=1.0)]),
+        ([USER, reply("a", reasoning="r"), reply("b")], [USER, reply("a\n\nb", reasoning="r")]),
+        ([USER, reply("a"), reply("", tool_calls=(CALL,))], [USER, reply("a", tool_calls=(CALL,))]),
+        (
+            [USER, reply("", tool_calls=(CALL,)), reply("", tool_calls=(CALL,))],
+            [USER, reply("", tool_calls=(CALL, CALL))],
+        ),
+    ],
+)
+def test_adjacent_replies_are_joined(given, merged):
+    assert has_adjacent_replies(talk(*given))
+    assert merge_replies(talk(*given)) == talk(*merged)
+
+
+def test_without_adjacent_replies_nothing_changes():
+    conversation = talk(USER, reply("a"), USER, USER, reply("b"))
+    assert merge_replies(conversation) is conversation
+    assert not has_adjacent_replies(conversation)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (reply("a", weight=0.0), reply("b"), "adjacent replies have different weights"),
+        (reply("", tool_calls=(CALL,)), reply("b"), "a reply follows a tool call that has no result"),
+        (reply("a"), reply("b", reasoning="r"), "the second of two adjacent replies has its own reasoning"),
+        (reply("a", name="x"), reply("b", name="y"), "adjacent replies have different names"),
+    ],
+)
+def test_what_cannot_be_joined_has_a_reason(first, second, reason):
+    assert merge_replies(talk(USER, first, second)) == reason

@@ -1,0 +1,6 @@
+"""Makes tests/tiny.py importable; it also keeps torch to one thread."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))

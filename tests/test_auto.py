@@ -1,0 +1,277 @@
+"""What auto becomes, and the reasons given."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imprint.auto import (
+    DataFacts,
+    Machine,
+    ModelFacts,
+    detect_machine,
+    facts_of,
+    free_output,
+    read_model_facts,
+    resolve_auto,
+    resolve_intervals,
+)
+from imprint.errors import ModelError, RecipeError
+from imprint.recipe import DataSource, Recipe
+
+LAPTOP = Machine(cuda=False, mps=False, cpu_bfloat16="", cores=4)
+FACTS = ModelFacts(width=576, context=2048, vocab=49152, model_type="llama", tied=True)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+def recipe(**given) -> Recipe:
+    return Recipe(**{"model": "base", "data": [DataSource(path="train.jsonl")], **given})
+
+
+def decided(given: Recipe, *, facts=FACTS, machine=LAPTOP, **more):
+    resolved, decisions = resolve_auto(given, model_facts=facts, machine=machine, **more)
+    return resolved, {decision.key: decision for decision in decisions}
+
+
+# ---- the model's facts
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "context"),
+    [
+        ({"hidden_size": 576, "max_position_embeddings": 2048}, 576, 2048),
+        ({"n_embd": 768, "n_positions": 1024}, 768, 1024),
+        ({"d_model": 512, "max_seq_len": 4096}, 512, 4096),
+        ({"hidden_size": 1024, "word_embed_proj_dim": 512, "n_ctx": 77}, 1024, 77),
+        ({"hidden_size": 9, "text_config": {"hidden_size": 64, "seq_length": 128}}, 64, 128),
+        ({}, None, None),
+    ],
+)
+def test_facts_have_many_names(config, width, context):
+    facts = facts_of({**config, "vocab_size": 11, "model_type": "x"})
+    assert (facts.width, facts.context, facts.vocab, facts.model_type) == (width, context, 11, "x")
+
+
+def test_a_model_folder_is_read():
+    Path("base").mkdir()
+    Path("base/config.json").write_text(json.dumps({"hidden_size": 64, "tie_word_embeddings": False}))
+    facts = read_model_facts("base")
+    assert (facts.width, facts.tied) == (64, False)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_config(text):
+    Path("base").mkdir()
+    Path("base/config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"base/config\.json"):
+        read_model_facts("base")
+
+
+def test_a_missing_model_names_the_nearest():
+    Path("models/smollm").mkdir(parents=True)
+    with pytest.raises(ModelError, match="write models/smollm"):
+        read_model_facts("models/smolm")
+    with pytest.raises(ModelError, match="owner/name"):
+        read_model_facts("smollm")
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        read_model_facts("models/smollm")
+
+
+def test_a_hub_model_that_is_not_here_yet_is_decided_later(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    assert read_model_facts("owner/name") is None
+    resolved, why = decided(recipe(model="owner/name"), facts=None)
+    assert resolved.learning_rate == resolved.max_length == "auto"
+    assert why["learning_rate"].reason == why["max_length"].reason == "decided when the model is there"
+
+
+def test_a_hub_model_in_the_cache_is_read(monkeypatch, tmp_path):
+    cached = tmp_path / "config.json"
+    cached.write_text('{"hidden_size": 64}')
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda *a, **k: asked.append((a, k)) or str(cached)
+    )
+    assert read_model_facts("owner/name", "abc").width == 64
+    assert asked == [(("owner/name", "config.json"), {"revision": "abc"})]
+
+
+# ---- decisions
+
+
+@pytest.mark.parametrize(
+    ("width", "method", "rate"),
+    [
+        (4096, "full", 2e-5),
+        (576, "full", 1.4e-4),
+        (16, "full", 1e-3),
+        (16384, "full", 1e-5),
+        (4096, "lora", 2e-4),
+        (576, "lora", 1.4e-3),
+        (16, "lora", 5e-3),
+        (16384, "lora", 1e-4),
+        (None, "full", 2e-5),
+    ],
+)
+def test_the_learning_rate_goes_by_width_and_method(width, method, rate):
+    facts = ModelFacts(width, 2048, 10, "llama", True)
+    resolved, why = decided(recipe(method=method), facts=facts)
+    assert resolved.learning_rate == rate
+    assert method in why["learning_rate"].reason
+    assert str(width or 4096) in why["learning_rate"].reason
+
+
+def test_what_is_given_is_not_decided():
+    given = recipe(
+        learning_rate=1e-4,
+        max_length=64,
+        device="cpu",
+        precision="float32",
+        threads=1,
+        row_tokens=9,
+        output="o",
+    )
+    resolved, why = decided(given)
+    assert set(why) == {"layout", "attention", "validate_every", "save_every"}
+    assert resolved == given
+
+
+def test_max_length():
+    assert decided(recipe())[0].max_length == 2048
+    resolved, why = decided(recipe(), facts=ModelFacts(64, None, 10, "x", True))
+    assert resolved.max_length == 2048
+    assert "names no context" in why["max_length"].reason
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "precision", "rows"),
+    [
+        (LAPTOP, "cpu", "float32", 4096),
+        (Machine(False, False, "amx_bf16", 4), "cpu", "bfloat16", 4096),
+        (Machine(True, False, "", 4), "cuda", "bfloat16", 16384),
+        (Machine(False, True, "", 4), "mps", "bfloat16", 8192),
+    ],
+)
+def test_the_machine_decides(machine, device, precision, rows):
+    resolved, why = decided(recipe(), machine=machine)
+    assert (resolved.device, resolved.precision, resolved.row_tokens) == (device, precision, rows)
+    assert "longest turn" in why["row_tokens"].reason
+
+
+def test_falling_back_to_the_cpu_is_said():
+    assert decided(recipe())[1]["device"].reason == "no CUDA device: training on the CPU"
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(RecipeError) as caught:
+        decided(recipe(device="cuda"))
+    assert str(caught.value) == (
+        "there is no cuda device\n"
+        "  found     device: cuda\n"
+        "  expected  a device of this machine: cpu\n"
+        "  to fix    set device to auto or cpu"
+    )
+
+
+def test_an_explicit_cpu_is_measured_as_a_cpu():
+    resolved, _ = decided(recipe(device="cpu"), machine=Machine(True, False, "", 4))
+    assert (resolved.precision, resolved.row_tokens) == ("float32", 4096)
+
+
+@pytest.mark.parametrize(
+    ("local", "world", "threads"), [(None, 1, 4), ("2", 1, 2), (None, 4, 1), ("8", 8, 1)]
+)
+def test_processes_share_the_cores(monkeypatch, local, world, threads):
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert decided(recipe(), world_size=world)[0].threads == threads
+
+
+def test_the_longest_turn_is_the_floor_of_a_row():
+    assert decided(recipe(), data_facts=DataFacts(5000, 10))[0].row_tokens == 5000
+    assert decided(recipe(), data_facts=DataFacts(50, 10))[0].row_tokens == 4096
+
+
+def test_layout_and_attention_stay_auto():
+    resolved, why = decided(recipe())
+    assert resolved.layout == resolved.attention == "auto"
+    assert "checks" in why["layout"].reason
+
+
+# ---- intervals
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "validate", "save"),
+    [
+        ({}, 100, 10, 10),
+        ({}, 3, 1, 1),
+        ({"validate_every": 7}, 100, 7, 7),
+        ({"save_every": 7}, 100, 10, 7),
+        ({"validation": 0}, 100, 10, 10),
+        ({"validation": 0, "samples": 0}, 100, 100, 10),
+        ({"validation": 0, "samples": 0}, 0, 1, 1),
+    ],
+)
+def test_intervals(given, steps, validate, save):
+    resolved, decisions = resolve_intervals(recipe(**given), steps)
+    assert (resolved.validate_every, resolved.save_every) == (validate, save)
+    assert {decision.key for decision in decisions} == {"validate_every", "save_every"} - set(given)
+
+
+def test_intervals_wait_for_the_data():
+    resolved, why = decided(recipe())
+    assert resolved.validate_every == "auto"
+    assert why["save_every"].reason == "decided when the steps are counted"
+    resolved, why = decided(recipe(), data_facts=DataFacts(50, 200))
+    assert (resolved.validate_every, why["save_every"].reason) == (20, "at each validation")
+
+
+# ---- the run folder
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "output"),
+    [
+        ("models/base", "data/train.jsonl.gz", "runs/base-train"),
+        ("owner/Name-1.5B", "owner/set", "runs/Name-1.5B-set"),
+        (".", "my data.json", "runs/place-my-data"),
+        ("base/", "a.v2.csv", "runs/base-a.v2"),
+    ],
+)
+def test_the_output_is_named_by_model_and_data(tmp_path, monkeypatch, model, data, output):
+    (tmp_path / "place").mkdir()
+    monkeypatch.chdir(tmp_path / "place")
+    assert free_output(recipe(model=model, data=[DataSource(path=data)])) == output
+
+
+def test_a_taken_output_gets_a_number():
+    Path("runs/base-train").mkdir(parents=True)
+    Path("runs/base-train-2").mkdir()
+    assert decided(recipe())[0].output == "runs/base-train-3"
+
+
+# ---- the machine
+
+
+def test_the_machine_is_detected(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags : sse avx512_bf16 amx_bf16\n")
+    machine = detect_machine({}, tmp_path)
+    assert (machine.cuda, machine.cpu_bfloat16) == (False, "amx_bf16")
+    assert machine.cores >= 1
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    assert detect_machine({}, tmp_path).cuda
+    assert not detect_machine({"CUDA_VISIBLE_DEVICES": ""}, tmp_path).cuda
+    assert not detect_machine({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path).cuda
+
+
+def test_a_system_without_proc(tmp_path):
+    assert detect_machine({}, tmp_path).cpu_bfloat16 == ""

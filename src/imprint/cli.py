@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imprint import __version__
-from imprint.errors import ImprintError, ModelError, RecipeError
+from imprint.errors import ImprintError, ModelError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from imprint.auto import Decision
+    from imprint.run import Result
     from imprint.settings import Origin, Resolved
 
 app = typer.Typer(
@@ -79,6 +80,148 @@ def top(
 
 
 # ---- the verbs of a run: train, resume, show, chat, demo ----------------------------------------
+
+
+@app.command("demo", epilog="Example: imprint demo")
+def demo(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Where to put it; imprint-demo by default.")
+    ] = None,
+) -> None:
+    """The whole story on a small model, on a laptop, offline."""
+    from imprint.demo.tell import free_folder, tell
+
+    where = folder or free_folder()
+    if where.exists():
+        raise RunError(
+            "the folder exists already", where=str(where), fix="choose another: imprint demo FOLDER"
+        )
+    tell(where, _console())
+
+
+@app.command(
+    "show",
+    epilog="Examples: imprint show model=models/base data=train.jsonl template=chatml · "
+    "imprint show recipe.yaml --json",
+)
+def show(
+    arguments: Arguments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a turn, all turns.")] = False,
+    number: Annotated[
+        int | None, typer.Option("-n", "--number", min=1, help="How many turns to show (3; all with --json).")
+    ] = None,
+) -> None:
+    """Show what will be trained, token by token. Needs a tokenizer, no weights.
+
+    Formats that are recognised: messages, sharegpt, alpaca, instruction_output, prompt_response,
+    prompt_completion, question_answer.
+    """
+    from itertools import islice
+
+    from imprint.render.preview import as_json as turn_as_json
+    from imprint.render.preview import as_text, legend
+    from imprint.show import shown_turns
+
+    turns, rendering, ledger = shown_turns(_resolve(arguments).recipe)
+    notes = _console(stderr=True)
+    if as_json:
+        for index, turn in islice(turns, number):
+            typer.echo(json.dumps(turn_as_json(turn, index, rendering.encoder), ensure_ascii=False))
+    else:
+        console = _console()
+        console.print(legend())
+        for index, turn in islice(turns, number or 3):
+            console.print(as_text(turn, index, rendering.encoder, rendering.stop_ids))
+    for note in rendering.notes:
+        notes.print(f"note  {note}", markup=False)
+    notes.print(ledger.table())
+    for reason, detail in ledger.details.items():
+        if detail:
+            notes.print(f"{reason}: {detail}", markup=False, soft_wrap=True)
+
+
+@app.command(
+    "train",
+    epilog="Examples: imprint train model=models/base data=train.jsonl · "
+    "imprint train recipe.yaml method=lora lora.rank=8",
+)
+def train(
+    arguments: Arguments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a model on demonstrations, into a new run folder.
+
+    Every setting is a line of RECIPE or a KEY=VALUE; model=… and data=… are enough.
+    `imprint config show` lists them all.
+    """
+    recipe = _resolve(arguments).recipe
+    from imprint.run import train as run_train
+
+    _print_result(run_train(recipe, _console(stderr=True).print), as_json)
+
+
+@app.command("resume", epilog="Example: imprint resume runs/base-train")
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Go on with a run that was stopped or killed, to the bit as if it had not been."""
+    from imprint.run import resume as run_resume
+
+    _print_result(run_resume(run, _console(stderr=True).print), as_json)
+
+
+@app.command(
+    "chat",
+    epilog="Examples: imprint chat runs/base-train · imprint chat runs/base-train --compare · "
+    'imprint chat models/base --template chatml --prompt "Hello"',
+)
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run folder or a model folder.")],
+    compare: Annotated[bool, typer.Option("--compare", help="The base model beside the tuned one.")] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this, print, and leave.")] = None,
+    system: Annotated[str, typer.Option("--system", help="A system message.")] = "",
+    template: Annotated[str, typer.Option("--template", help="For a model without a template.")] = "auto",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of a temperature above 0.")] = None,
+) -> None:
+    """Talk to a model, as it will be served. Replies stream; /new begins anew, Ctrl-D leaves."""
+    from imprint.serve.terminal import talk
+
+    talk(
+        model,
+        _console(),
+        compare=compare,
+        prompt=prompt,
+        system=system,
+        template=template,
+        max_new_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+def _print_result(result: Result, as_json: bool) -> None:
+    """What a program, or the next command, needs: the run folder on stdout."""
+    if not result.is_main:
+        return
+    counters = result.outcome.counters
+    if as_json:
+        facts = {
+            "run": str(result.run),
+            "model": str(result.model),
+            "reason": result.outcome.reason,
+            "best_loss": counters.best_loss,
+            "best_step": counters.best_step,
+            "seconds": counters.seconds,
+        }
+        typer.echo(json.dumps(facts))
+        return
+    notes = _console(stderr=True)
+    notes.print(f"report  {result.run / 'report.html'}", soft_wrap=True)
+    notes.print(f"talk    imprint chat {result.run}", soft_wrap=True)
+    typer.echo(str(result.run))
 
 
 # ---- config: the settings themselves ------------------------------------------------------------

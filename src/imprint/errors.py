@@ -1,14 +1,14 @@
 """What can go wrong, and what each kind of failure means for the person who runs imprint.
 
-    ImprintError
-    ├── UserError             the user can mend it                        exit code 2
-    │   ├── RecipeError       a setting: unknown, ill-typed, meaningless
-    │   ├── DataError         a demonstration or a data file
-    │   ├── TemplateError     the chat template
-    │   ├── ModelError        the model folder or its tokenizer
-    │   └── RunError          the run folder: exists, is missing, does not match
-    ├── RunFailed             a run broke while it ran                    exit code 1
-    └── Interrupted           stopped at a safe point, can be resumed     exit code 130
+ImprintError
+├── UserError             the user can mend it                        exit code 2
+│   ├── RecipeError       a setting: unknown, ill-typed, meaningless
+│   ├── DataError         a demonstration or a data file
+│   ├── TemplateError     the chat template
+│   ├── ModelError        the model folder or its tokenizer
+│   └── RunError          the run folder: exists, is missing, does not match
+├── RunFailed             a run broke while it ran                    exit code 1
+└── Interrupted           stopped at a safe point, can be resumed     exit code 130
 """
 
 from __future__ import annotations

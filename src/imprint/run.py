@@ -12,9 +12,8 @@ import json
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ from imprint import settings
 from imprint.auto import Decision
 from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
 from imprint.distributed.shard import shard
-from imprint.errors import ImprintError, Interrupted, RunError
+from imprint.errors import Interrupted, RunError
 from imprint.evaluate.generate import answer
 from imprint.evaluate.report import write_report
 from imprint.model.adapters import add_lora
@@ -46,7 +45,7 @@ from imprint.train.loop import train as run_loop
 from imprint.train.optim import Schedule, adamw
 from imprint.train.step import TrainState
 
-Say = Callable[[str], None]
+Say = Callable[[Any], None]  # a line of text, or what rich can print
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Result:
     run: Path
     model: Path
     outcome: Outcome
+    is_main: bool = True
 
 
 @dataclass
@@ -185,7 +185,8 @@ def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
     recipe, decisions = settle(prepared, layout, attention, wanted)
     shard(row_model, mesh)
     optimizer = adamw(row_model, weight_decay=recipe.weight_decay, betas=recipe.betas, epsilon=recipe.epsilon)
-    assert isinstance(recipe.learning_rate, float) and isinstance(recipe.row_tokens, int)
+    assert isinstance(recipe.learning_rate, float)
+    assert isinstance(recipe.row_tokens, int)
     schedule = Schedule(recipe.learning_rate, prepared.plan.total_steps, recipe.schedule, recipe.warmup)
     compute = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
     state = TrainState(row_model, optimizer, schedule, mesh, compute, recipe.clip)
@@ -250,12 +251,13 @@ def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, 
             log.sync()
             if mesh.is_main:
                 write_report(path)
-    return Result(path, path / "model", outcome)
+    return Result(path, path / "model", outcome, mesh.is_main)
 
 
 def _watch(prepared: Prepared, built: Built, path: Path, log: events.EventLog) -> Watch:
     recipe = built.recipe
-    assert isinstance(recipe.validate_every, int) and isinstance(recipe.save_every, int)
+    assert isinstance(recipe.validate_every, int)
+    assert isinstance(recipe.save_every, int)
     asked = fixed_prompts(prepared)
 
     def sample(step: int) -> None:

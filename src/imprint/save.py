@@ -57,7 +57,7 @@ def _type_on_disk(folder: Path) -> torch.dtype:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a mapping
-                found = weights.get_tensor(name).dtype
+                found: torch.dtype = weights.get_tensor(name).dtype
                 if found.is_floating_point:
                     return found
     return torch.float32

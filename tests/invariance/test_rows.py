@@ -29,12 +29,22 @@ from tiny import (
 from imprint.model.adapters import add_lora
 from imprint.model.attention import View
 from imprint.model.checks import choose_layout
-from imprint.model.rowmodel import RowModel
 from imprint.pack.row import Row
 from imprint.pack.tree import build_rows
 
 LAYER_NORM = ("gpt2", "gpt_neox", "opt", "phi", "starcoder2")
-WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3_text", "phi3", "cohere2", "olmo3", "starcoder2", "exaone4", "gpt_oss")
+WINDOWED = (
+    "mistral",
+    "qwen2",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "cohere2",
+    "olmo3",
+    "starcoder2",
+    "exaone4",
+    "gpt_oss",
+)
 EXPERTS = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "llama4_text")
 OTHERS = ("llama", "qwen3", "gemma", "cohere", "olmo2", "granite", "smollm3", "glm4")
 SHARING = tuple(dict.fromkeys((*LAYER_NORM, *WINDOWED, *EXPERTS, *OTHERS)))
@@ -99,7 +109,9 @@ def test_other_turns_and_weights(kind: str, seed: int) -> None:
     _, wanted = padded_gradients(model, turns, together=own_attention(model) == "sdpa")
     for attention in ("reference", "segments"):
         for layout, budget, min_shared in CELLS:
-            _, found = row_gradients(row_model(model, attention), build_rows(turns, budget, layout, min_shared))
+            _, found = row_gradients(
+                row_model(model, attention), build_rows(turns, budget, layout, min_shared)
+            )
             assert difference(found, wanted) <= bar(kind, torch.float64)
 
 
@@ -163,7 +175,9 @@ MISTAKES = [wrong_end, leak, shifted_target, lost_weight, wrong_source]
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "mixtral", "deepseek_v3"])
-def test_a_planted_mistake_misses_the_bar(kind: str, mistake: Callable[[Row], None], dtype: torch.dtype) -> None:
+def test_a_planted_mistake_misses_the_bar(
+    kind: str, mistake: Callable[[Row], None], dtype: torch.dtype
+) -> None:
     model, _, wanted = padded(kind, dtype)
     (row,) = build_rows(TURNS, 10**6)
     mistake(row)
@@ -209,19 +223,37 @@ def test_the_window_matters(kind: str) -> None:
     assert abs(row_gradients(row_model(without), [row])[0] - loss) > 1e-3
 
 
-# bfloat16: measured on this file's turns, rows differ from rows in another layout by 0.4–1.6 % (as padded
-# from unpadded examples do), and from float32 by as much; the mistakes above differ by more.
+# bfloat16, measured here over six families: rows differ from padded examples, both under autocast, by at most
+# 1.1 % (segments; 3.2 % for the reference, which rounds its softmax elsewhere than sdpa), while each differs
+# from float32 by 0.5 to 5.2 %. Rows are no further from float32 than padded examples are.
+HALF_BARS = {"segments": 0.02, "reference": 0.05}
+HALF = ("llama", "gpt2", "mistral", "qwen3", "gemma3_text", "olmo2")
 
 
-def autocast_gradients(model: RowModel, rows: list[Row]) -> Gradients:
+@lru_cache(maxsize=None)
+def padded_half(kind: str) -> Gradients:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return row_gradients(model, rows)[1]
+        return padded_gradients(padded(kind, torch.float32)[0], TURNS)[1]
+
+
+def half_gradients(kind: str, attention: str, rows: list[Row]) -> Gradients:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return row_gradients(row_model(padded(kind, torch.float32)[0], attention), rows)[1]
 
 
 @pytest.mark.parametrize("attention", ["reference", "segments"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen3", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("kind", HALF)
 def test_bfloat16(kind: str, attention: str) -> None:
-    model, _, wanted = padded(kind, torch.float32)
+    _, _, exact = padded(kind, torch.float32)
+    wanted = padded_half(kind)
     for layout, budget, min_shared in CELLS:
-        found = autocast_gradients(row_model(model, attention), build_rows(TURNS, budget, layout, min_shared))
-        print(difference(found, wanted))
+        found = half_gradients(kind, attention, build_rows(TURNS, budget, layout, min_shared))
+        assert difference(found, wanted) <= HALF_BARS[attention]
+        assert difference(found, exact) <= 1.3 * difference(wanted, exact)
+
+
+@pytest.mark.usefixtures("window_by_index")
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+def test_bfloat16_does_not_hide_a_window_by_row_index(kind: str) -> None:
+    found = half_gradients(kind, "segments", build_rows(TURNS, 10**6, "shared", 1))
+    assert difference(found, padded_half(kind)) >= 10 * HALF_BARS["segments"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -40,7 +40,7 @@ def _is_layers(module: nn.ModuleList) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def copy_whole(target: Tensor, value: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,8 +39,10 @@ def add_lora(
         bias="none",
         trainable_token_indices=_token_rows(model, new_tokens) if new_tokens else None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)  # the adapters' first factors are drawn at random
+        # peft 0.21 warns of what it then does right (Conv1D, experts, old names)
+        warnings.simplefilter("ignore")
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted

@@ -47,9 +47,7 @@ class View:
         """(length, earlier segments that it sees) of each run of tokens that the same later ones see."""
         if self._segments is None:
             ends = self.end.tolist()
-            starts = [0] + [
-                i for i in range(1, len(ends)) if ends[i - 1] <= i or ends[i - 1] != ends[i]
-            ]
+            starts = [0] + [i for i in range(1, len(ends)) if ends[i - 1] <= i or ends[i - 1] != ends[i]]
             stops = [*starts[1:], len(ends)]
             visible: list[int] = []
             self._segments = []
@@ -223,13 +221,18 @@ def own_attention(base: Any) -> None:
         base.set_attn_implementation("sdpa" if getattr(base, "_supports_sdpa", True) else "eager")
 
 
+def base_model(model: Any) -> Any:
+    """The transformers model below any PEFT adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 @contextmanager
 def generating(model: nn.Module) -> Iterator[None]:
     """Generation inside this block runs on transformers' own attention, in evaluation mode.
 
     Without it, a left-padded batch would silently generate other text.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     before, training = base.config._attn_implementation, model.training
     own_attention(base)
     model.eval()

@@ -18,8 +18,10 @@ from imprint.pack.row import Row
 
 Layout = Literal["shared", "packed", "separate"]
 
-LEAK = 1e-5  # relative, float32: experts round anew as their tokens are grouped; a leak changes states by 1e-2
-TOLERANCE = 1e-3  # relative, float32; a wrong position or a leak is off by far more (tests/model/test_checks.py)
+# Relative, in float32. Experts round anew as their tokens are grouped; a leak changes states by 1e-2,
+# a wrong position by more (tests/model/test_checks.py).
+LEAK = 1e-5
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def isolation(model: RowModel, vocab: int) -> Finding:
     unseen[9:16] = False
     worst = _difference(after[unseen], before[unseen])
     if not worst <= LEAK:
-        return Finding(name, False, f"a turn changes the states of turns that do not see it (by up to {worst:.1e})")
+        return Finding(
+            name, False, f"a turn changes the states of turns that do not see it (by up to {worst:.1e})"
+        )
     if torch.equal(before[~unseen], after[~unseen]):
         return Finding(name, False, "the states do not depend on the tokens")
     how = f"to rounding ({worst:.1e})" if worst else "to the bit"
@@ -114,7 +118,9 @@ def check_ropes(model: RowModel, longest: int) -> Finding:
     """Rotary scaling that looks at the longest position of a batch must not see several turns at once."""
     config = model.base.config.get_text_config()
     if getattr(config, "attn_temperature_tuning", False):  # llama4, by the index in the row
-        return Finding("rotary", False, "this family scales attention by the place in the row, not in the turn")
+        return Finding(
+            "rotary", False, "this family scales attention by the place in the row, not in the turn"
+        )
     ropes: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [rope for rope in ropes.values() if isinstance(rope, dict)] if isinstance(ropes, dict) else []
     for rope in nested or [ropes]:
@@ -124,7 +130,9 @@ def check_ropes(model: RowModel, longest: int) -> Finding:
         )
         limit = limit or config.max_position_embeddings
         if kind in ("dynamic", "longrope") and longest > limit:
-            return Finding("rotary", False, f"{kind} scaling changes beyond {limit} positions; turns reach {longest}")
+            return Finding(
+                "rotary", False, f"{kind} scaling changes beyond {limit} positions; turns reach {longest}"
+            )
     return Finding("rotary", True, "positions mean the same in every row")
 
 

@@ -28,10 +28,12 @@ def find_model(model: str, revision: str | None = None) -> Path:
         _require_safetensors(path)
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+        found = Path(
+            snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"])
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             "there is no such model folder, and the hub does not give it",
@@ -148,9 +150,9 @@ def set_dropout(config: Any, dropout: float) -> None:
     """Set every dropout rate of a config, nested ones too."""
     for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]:
         for key, value in list(vars(part).items()) if part is not None else ():
-            if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, int | float):
-                if not isinstance(value, bool):
-                    setattr(part, key, dropout)
+            named = "dropout" in key or key.endswith("pdrop")
+            if named and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(part, key, dropout)
 
 
 def set_stops(model: Any, stop_ids: Sequence[int], pad_id: int | None) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from imprint.model.attention import View, generating
+from imprint.model.attention import View, base_model, generating
 from imprint.pack.row import Row
 
 CHUNK = 1024  # predictions whose logits exist at one time
@@ -32,7 +32,7 @@ class RowModel(nn.Module):
     @property
     def base(self) -> Any:
         """The transformers model below any adapters."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return base_model(self.model)
 
     @property
     def backbone(self) -> Any:
@@ -47,7 +47,10 @@ class RowModel(nn.Module):
             return nll(out.logits[0], row.target)
         hidden = self.hidden(row)[0].index_select(0, row.source)  # [P, H]
         if row.num_predictions <= CHUNK or not torch.is_grad_enabled():
-            parts = [self._chunk(*piece) for piece in zip(hidden.split(CHUNK), row.target.split(CHUNK), strict=True)]
+            parts = [
+                self._chunk(*piece)
+                for piece in zip(hidden.split(CHUNK), row.target.split(CHUNK), strict=True)
+            ]
         else:  # logits are made again in the backward pass, a chunk at a time
             parts = [
                 checkpoint(self._chunk, *piece, use_reentrant=False)
@@ -57,7 +60,8 @@ class RowModel(nn.Module):
 
     def hidden(self, row: Row) -> Tensor:
         """Last hidden states [1, T, H]."""
-        return self.backbone(**self._inputs(row)).last_hidden_state
+        hidden: Tensor = self.backbone(**self._inputs(row)).last_hidden_state
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., H], with the scaling that the model's family applies."""

@@ -48,7 +48,7 @@ class Plan:
         """The conversations of a step (from 0). An epoch's last step holds what is left."""
         epoch, index = divmod(step, self.steps_per_epoch)
         start = index * self.batch_size
-        return self.order(epoch)[start : start + self.batch_size].tolist()
+        return [int(i) for i in self.order(epoch)[start : start + self.batch_size]]
 
 
 def share_out(turns: Sequence[Turn], budget: int, num_ranks: int, layout: str = "shared") -> list[list[Row]]:

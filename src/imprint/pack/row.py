@@ -80,4 +80,6 @@ def positions(end: Tensor) -> Tensor:
 def empty_row() -> Row:
     """A row that trains nothing: it keeps ranks that have no row left in step with the others."""
     nothing = torch.empty(0, dtype=torch.int64)
-    return Row(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64), nothing, nothing, torch.empty(0))
+    return Row(
+        torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64), nothing, nothing, torch.empty(0)
+    )

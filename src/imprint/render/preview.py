@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imprint.render.tokens import Encoder, Ids
@@ -34,7 +34,7 @@ def as_json(turn: Turn, number: int, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def numbered(turns: Iterable[Turn]) -> Iterable[tuple[int, Turn]]:
+def numbered(turns: Iterable[Turn]) -> Iterator[tuple[int, Turn]]:
     """Each turn with its number among its conversation's turns, from 0."""
     conversation, number = -1, 0
     for turn in turns:

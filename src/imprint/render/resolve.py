@@ -98,7 +98,9 @@ def prepare_rendering(
                 f"added to the tokenizer for the {template} template: {', '.join(added)} "
                 "(their embeddings are new, trained and saved)"
             )
-    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    special = {
+        key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
+    }
     made = Template(source, name, special, now, dict(options or {}))
     encoder = Encoder(tokenizer)
     made, note = choose_switch(made, conversations)
@@ -117,12 +119,12 @@ def prepare_rendering(
             found=f"the template writes {ending!r} after a reply, and the tokenizer has no eos token",
             fix="use template=chatml, which adds its own stop, or set eos_token in tokenizer_config.json",
         )
-    eos = tokenizer.eos_token_id
+    eos: Any = tokenizer.eos_token_id
     if template in PRESETS:
         tokenizer.eos_token = stop  # so that tools that read only the tokenizer stop there too
-    first = int(tokenizer.convert_tokens_to_ids(stop))
+    first: Any = tokenizer.convert_tokens_to_ids(stop)
     others = [int(i) for i in (eos, *config_stops) if i is not None and int(i) < encoder.num_tokens]
-    return Rendering(made, encoder, tuple(dict.fromkeys([first, *others])), tuple(added), tuple(notes))
+    return Rendering(made, encoder, tuple(dict.fromkeys([int(first), *others])), tuple(added), tuple(notes))
 
 
 def _add_missing(tokenizer: Any, wanted: Sequence[str]) -> list[str]:

@@ -42,7 +42,9 @@ def _checked(text: Any) -> Any:
 class _LimitedCode(CodeGenerator):
     """Compiles `a ~ b` to a concatenation whose length is checked."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+    def visit_Concat(  # noqa: N802 - Jinja's name
+        self, node: nodes.Concat, frame: Frame
+    ) -> None:
         self.write("environment.join(")
         for part in node.nodes:
             self.visit(part, frame)
@@ -100,10 +102,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes <, > and & for HTML; templates for models must not
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:

@@ -98,7 +98,7 @@ class Template:
                 found=str(error),
                 fix="choose another template: template=chatml, or a .jinja file",
             ) from error
-        head, found, tail = text.rpartition(_PROBE)
+        _, found, tail = text.rpartition(_PROBE)
         if not found:
             raise TemplateError(
                 "the chat template does not show the reply",

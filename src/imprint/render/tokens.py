@@ -88,8 +88,7 @@ class Encoder:
             full = self.encode([turn.prompt + turn.completion for turn in turns])
             wholes = list(zip(prompts, full, strict=True))
         return [
-            self._completion(turn, prompt, whole)
-            for turn, (prompt, whole) in zip(turns, wholes, strict=True)
+            self._completion(turn, prompt, whole) for turn, (prompt, whole) in zip(turns, wholes, strict=True)
         ]
 
     def _completion(self, turn: PromptAndCompletion, prompt: Ids, whole: Ids) -> tuple[Ids, Ids | str]:

@@ -83,9 +83,7 @@ def reply_texts(
 ) -> Iterator[ReplyText | LeftOut]:
     """Each reply of a conversation with its prompt, as text, by the three cases of DESIGN.md."""
     rendered = [as_template_input(message) for message in conversation.messages]
-    replies = [
-        i for i, message in enumerate(conversation.messages) if message.role == "assistant" and i > 0
-    ]
+    replies = [i for i, message in enumerate(conversation.messages) if message.role == "assistant" and i > 0]
     if conversation.messages[0].role == "assistant":
         yield LeftOut("an opening reply answers nothing: context only", conversation.source, 0)
     if train_on == "last_reply":

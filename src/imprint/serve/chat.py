@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class Speaker:
         )
         return found
 
-    def reply(self, messages: Sequence[Message], show: Show, max_new_tokens: int = 512, **options: Any) -> str:
+    def reply(
+        self, messages: Sequence[Message], show: Show, max_new_tokens: int = 512, **options: Any
+    ) -> str:
         """The answer to `messages`, shown as it comes. Greedy unless `temperature` is above 0."""
         text = self.rendering.template.render(
             [as_template_input(message) for message in messages], add_generation_prompt=True
@@ -48,7 +51,12 @@ class Speaker:
         return self.complete(prompt, show, max_new_tokens, **options)
 
     def complete(
-        self, prompt: Any, show: Show, max_new_tokens: int = 512, temperature: float = 0.0, seed: int | None = None
+        self,
+        prompt: Any,
+        show: Show,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> str:
         """What the model writes behind the ids `prompt`, up to its stop."""
         room = self.context - len(prompt) if self.context else max_new_tokens
@@ -135,6 +143,6 @@ class Chat:
         asked = [*head, *self.messages, Message("user", text)]
         replies = []
         for speaker in self.speakers:
-            replies.append(speaker.reply(asked, lambda piece, name=speaker.name: show(name, piece), **options))  # type: ignore[misc]
+            replies.append(speaker.reply(asked, partial(show, speaker.name), **options))
         self.messages += [Message("user", text), Message("assistant", replies[0])]
         return replies

@@ -35,7 +35,10 @@ def count(number: float) -> str:
 
 def perplexity(loss: float) -> str:
     """exp(loss), and no overflow where a run has gone wrong."""
-    return f"{math.exp(loss):.3g}" if loss < 100 else "beyond measure"
+    if loss >= 100:
+        return "beyond measure"
+    value = math.exp(loss)
+    return f"{value:.3g}" if value < 999.5 else count(value)
 
 
 def right_token(loss: float) -> float:

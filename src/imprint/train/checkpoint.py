@@ -175,7 +175,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     saved = load_file(path / "weights.safetensors")
     wanted = dict(_trained(model))
     if saved.keys() != wanted.keys() or any(saved[k].shape != wanted[k].shape for k in wanted):
-        different = sorted(saved.keys() ^ wanted.keys()) or [k for k in wanted if saved[k].shape != wanted[k].shape]
+        different = sorted(saved.keys() ^ wanted.keys()) or [
+            k for k in wanted if saved[k].shape != wanted[k].shape
+        ]
         raise RunError(
             "the checkpoint does not belong to this model",
             where=str(path),

@@ -108,7 +108,9 @@ def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Cou
                 watch.log.log("checkpoint", step=state.step, path=path.name)
             if stop and not last and not counters.stopped:
                 watch.log.log("interrupted", step=state.step)
-                raise Interrupted(f"stopped by {stopping[0]} after step {state.step:,} of {plan.total_steps:,}")
+                raise Interrupted(
+                    f"stopped by {stopping[0]} after step {state.step:,} of {plan.total_steps:,}"
+                )
     return Outcome(counters, counters.stopped or "all steps done")
 
 

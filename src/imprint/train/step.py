@@ -80,7 +80,9 @@ def train_step(state: TrainState, rows: Sequence[Row]) -> StepStats:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    sizes = torch.tensor([sum(r.num_tokens for r in rows if r.num_predictions), sum(r.num_predictions for r in rows)])
+    sizes = torch.tensor(
+        [sum(r.num_tokens for r in rows if r.num_predictions), sum(r.num_predictions for r in rows)]
+    )
     computed, trained = state.mesh.sum(sizes).tolist()
     return StepStats(loss.item(), rate, norm.item(), computed, trained, time.perf_counter() - started)
 

@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # A part may import parts of its own floor and of those below. `track` is as low as data, because
 # everything reports events; `demo` stands beside run, because it builds recipes and runs them;
-# `prepare` and `save` are what run does before and after training.
+# `prepare` and `save` are what run does before and after training, `show` is prepare without a model.
 FLOOR = {
-    "cli": 7,
-    "run": 6, "prepare": 6, "save": 6, "demo": 6,
+    "cli": 7, "api": 7,
+    "run": 6, "prepare": 6, "save": 6, "show": 6, "demo": 6,
     "train": 5, "evaluate": 5, "export": 5, "serve": 5, "studio": 5, "synth": 5,
     "distributed": 4,
     "pack": 3, "model": 3,
@@ -27,7 +27,20 @@ FLOOR = {
 
 STRANGERS = {frozenset({"render", "model"}), frozenset({"render", "track"}), frozenset({"data", "track"})}
 # Wiring stays apart from doing: a Recipe is read by those that decide, and by the report, which prints it.
-SEES_RECIPE = {"cli", "run", "prepare", "demo", "evaluate", "auto", "settings", "layers", "meaning", "schema"}
+SEES_RECIPE = {
+    "cli",
+    "api",
+    "run",
+    "prepare",
+    "show",
+    "demo",
+    "evaluate",
+    "auto",
+    "settings",
+    "layers",
+    "meaning",
+    "schema",
+}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LIGHT = (
     "recipe",

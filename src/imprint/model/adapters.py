@@ -43,7 +43,14 @@ def add_lora(
         torch.manual_seed(seed)  # the adapters' first factors are drawn at random
         # peft 0.21 warns of what it then does right (Conv1D, experts, old names)
         warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(
+                "the adapters do not fit this model",
+                found=" ".join(str(error).split())[:400],
+                fix="name other layers in lora.targets, or train in full (method=full)",
+            ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
@@ -74,6 +75,8 @@ def _listing(folder: Path) -> str:
 def refuse_remote_code(folder: Path, allowed: bool) -> None:
     """ModelError where the model brings Python code that nobody asked to run."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("config.json does not hold an object")
     if "auto_map" in config and not allowed:
         raise ModelError(
             "this model wants to run its own Python code",
@@ -98,24 +101,35 @@ def load_model(
     `num_tokens` embeddings are needed; where the model has fewer, they are added if `grow`
     (as the mean of the others, so that a new token starts as an average one), else ModelError.
     """
-    refuse_remote_code(folder, trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    set_dropout(config, dropout)
+    model: Any
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        refuse_remote_code(folder, trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        set_dropout(config, dropout)
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
-            "the weights cannot be loaded",
+            "the model cannot be loaded",
             where=f"model={folder}",
             found=" ".join(str(error).split())[:400],
             fix="check that the folder is complete, and that its architecture is a causal language model",
         ) from error
+    if info["missing_keys"]:  # transformers draws these at random and goes on
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            "the model's weights are incomplete",
+            where=f"model={folder}",
+            found=f"{len(missing):,} tensors are not in the safetensors files: {', '.join(missing[:5])}",
+            expected="a tensor for each parameter of its architecture",
+            fix="download or convert the model again",
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if num_tokens > rows:
         if not grow:
@@ -144,6 +158,8 @@ def grow_embeddings(model: Any, num_tokens: int) -> None:
     model.resize_token_embeddings(num_tokens, mean_resizing=False)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         module.weight[before:] = module.weight[:before].mean(dim=0)
+        if getattr(module, "bias", None) is not None:
+            module.bias[before:] = module.bias[:before].mean()
 
 
 def set_dropout(config: Any, dropout: float) -> None:

@@ -13,10 +13,11 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # A part may import parts of its own floor and of those below. `track` is as low as data, because
 # everything reports events; `demo` stands beside run, because it builds recipes and runs them;
-# `prepare` and `save` are what run does before and after training, `show` is prepare without a model.
+# `prepare` and `save` are what run does before and after training, `show` is prepare without a model,
+# `folder` is what run keeps.
 FLOOR = {
     "cli": 7, "api": 7,
-    "run": 6, "prepare": 6, "save": 6, "show": 6, "demo": 6,
+    "run": 6, "prepare": 6, "save": 6, "show": 6, "folder": 6, "demo": 6,
     "train": 5, "evaluate": 5, "export": 5, "serve": 5, "studio": 5, "synth": 5,
     "distributed": 4,
     "pack": 3, "model": 3,

@@ -5,10 +5,11 @@ Nothing is written here. What is wrong with the input is found here, before weig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from imprint.auto import Decision, ModelFacts, read_model_facts, resolve_auto, resolve_intervals
 from imprint.data.conversation import Conversation
@@ -35,7 +36,6 @@ class Prepared:
     validation: list[list[Turn]]
     ledger: Ledger
     plan: Plan
-    questions: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -161,5 +161,28 @@ def _nothing_to_train(ledger: Ledger, recipe: Recipe) -> DataError:
     )
 
 
-def with_recipe(prepared: Prepared, recipe: Recipe, decisions: list[Decision]) -> Prepared:
-    return replace(prepared, recipe=recipe, decisions=decisions)
+def overview(prepared: Prepared) -> Iterator[Any]:
+    """What will be done, for a terminal of 80 columns: the data's account, the plan, each auto and why."""
+    from rich.table import Table
+    from rich.text import Text
+
+    plan, recipe = prepared.plan, prepared.recipe
+    yield prepared.ledger.table()
+    for reason, detail in prepared.ledger.details.items():
+        if detail:
+            yield Text(f"{reason}: {detail}", "dim")
+    turns = [turn for group in prepared.train for turn in group]
+    trained = sum(len(turn.completion) for turn in turns)
+    yield Text.assemble(
+        ("plan  ", "bold"),
+        f"{plan.total_steps:,} steps of {plan.batch_size} conversations ({recipe.epochs:g} epochs of "
+        f"{plan.num_conversations:,}), {sum(map(len, turns)):,} tokens an epoch, {trained:,} of them trained",
+    )
+    table = Table(box=None, pad_edge=False, show_header=False, width=80, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", ratio=1)
+    for decision in prepared.decisions:
+        if decision.value != "auto":
+            table.add_row(decision.key, str(decision.value), decision.reason)
+    yield table

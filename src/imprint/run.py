@@ -8,14 +8,13 @@ checkpoints/    the newest and the best           model/         what you serve
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,26 @@ from imprint.distributed.shard import shard
 from imprint.errors import Interrupted, RunError
 from imprint.evaluate.generate import answer
 from imprint.evaluate.report import write_report
+from imprint.folder import (
+    create_folder,
+    differences,
+    fingerprints,
+    read_facts,
+    refuse_existing,
+    versions,
+)
 from imprint.model.adapters import add_lora
 from imprint.model.checks import choose_layout
-from imprint.model.load import find_model, load_model, model_fingerprint, set_stops
+from imprint.model.load import find_model, load_model, set_stops
 from imprint.model.rowmodel import RowModel
 from imprint.pack.plan import share_out
-from imprint.prepare import Prepared, prepare
+from imprint.prepare import Prepared, overview, prepare
 from imprint.recipe import Recipe
 from imprint.render.turns import Turn
 from imprint.save import save_model
 from imprint.track import events
 from imprint.track.progress import Progress
-from imprint.train.checkpoint import Counters, latest_checkpoint, load_checkpoint, load_weights, write_text
+from imprint.train.checkpoint import Counters, latest_checkpoint, load_checkpoint, load_weights
 from imprint.train.loop import Data, Outcome, Watch
 from imprint.train.loop import train as run_loop
 from imprint.train.optim import Schedule, adamw
@@ -98,40 +105,6 @@ def resume(run: Path, say: Say = lambda _: None) -> Result:
     return _with_mesh(prepared, now, run, say)
 
 
-def read_facts(run: Path) -> dict[str, Any]:
-    """run.json of a run folder that is not finished; RunError otherwise."""
-    path = run / "run.json"
-    if not path.is_file() or not (run / "recipe.yaml").is_file():
-        raise RunError(
-            "this is not a run folder",
-            where=str(run),
-            expected="a folder made by imprint train, with recipe.yaml and run.json",
-            fix="give the folder that imprint train printed",
-        )
-    if (run / "model").is_dir():
-        raise RunError(
-            "this run is finished",
-            where=str(run),
-            found="its model/ is there",
-            fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
-        )
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return facts
-
-
-def refuse_existing(recipe: Recipe) -> None:
-    """RunError where the run folder is there already: nothing is ever written over."""
-    path = Path(recipe.output)
-    if recipe.output != "auto" and path.exists():
-        done = (path / "model").is_dir() or not (path / "run.json").is_file()
-        raise RunError(
-            "the run folder exists already",
-            where=f"output={path}",
-            expected="a folder that does not exist yet: nothing is written over",
-            fix="choose another output=…" + ("" if done else f", or go on with it: imprint resume {path}"),
-        )
-
-
 def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) -> Result:
     recipe = prepared.recipe
     assert isinstance(recipe.threads, int)
@@ -139,6 +112,8 @@ def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) ->
     mesh = start_mesh(recipe.device)
     try:
         speak: Say = say if mesh.is_main else lambda _: None
+        for part in overview(prepared):
+            speak(part)
         built = build(prepared, mesh, speak)
         return _execute(prepared, built, now, run, speak)
     finally:
@@ -230,28 +205,39 @@ def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, 
     if mesh.is_main and not fresh:
         events.rewind(path / "events.jsonl", state.step if checkpoint else -1)
     mesh.wait()
-    progress = Progress(prepared.plan.total_steps) if mesh.is_main else None
-    with events.EventLog(
-        path / "events.jsonl" if mesh.is_main else Path(os.devnull), [progress] if progress else []
-    ) as log:
+    with _open_log(path, prepared, mesh) as log:
         try:
-            if state.step == 0:
+            if not any(event["kind"] == "start" for event in events.read(path / "events.jsonl")):
                 log.log("start", **start_facts(prepared, built))
                 for note in prepared.rendering.notes:
                     log.log("note", text=note)
             if not fresh:
                 log.log("resume", step=state.step)
+                for text in differences(path, mesh.size):
+                    log.log("note", text=text)
             outcome = run_loop(state, built.data, prepared.plan, _watch(prepared, built, path, log), counters)
             _finish(prepared, built, path, outcome, log)
         except Interrupted as error:
             raise Interrupted(error.what, where=str(path), fix=f"imprint resume {path}") from None
         finally:
-            if progress is not None:
-                progress.close()
             log.sync()
             if mesh.is_main:
                 write_report(path)
     return Result(path, path / "model", outcome, mesh.is_main)
+
+
+@contextmanager
+def _open_log(path: Path, prepared: Prepared, mesh: Mesh) -> Iterator[events.EventLog]:
+    """The event log with the terminal's display; on other ranks than the main one, a log of nothing."""
+    if not mesh.is_main:
+        with tempfile.TemporaryDirectory() as nowhere, events.EventLog(Path(nowhere) / "events.jsonl") as log:
+            yield log
+        return
+    with (
+        Progress(prepared.plan.total_steps) as progress,
+        events.EventLog(path / "events.jsonl", [progress]) as log,
+    ):
+        yield log
 
 
 def _watch(prepared: Prepared, built: Built, path: Path, log: events.EventLog) -> Watch:
@@ -320,51 +306,6 @@ def _finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log:
         model_step=counters.best_step if best else state.step,
         reason=outcome.reason,
     )
-
-
-def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime) -> None:
-    """The run folder with recipe, facts and ledger; it appears whole or not at all."""
-    if path.exists():
-        refuse_existing(recipe)
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    facts = {
-        "imprint": version("imprint-sft"),
-        "created": now.isoformat(),
-        "model": str(prepared.folder.resolve()),
-        "template": prepared.rendering.template.name,
-        "stop_ids": prepared.rendering.stop_ids,
-        "added_tokens": prepared.rendering.added,
-        "total_steps": prepared.plan.total_steps,
-        "fingerprints": fingerprints(prepared),
-        "versions": versions(),
-    }
-    write_text(partial / "recipe.yaml", settings.dump(recipe))
-    write_text(partial / "run.json", json.dumps(facts, indent=1))
-    write_text(partial / "ledger.json", json.dumps(prepared.ledger.to_json(), indent=1))
-    os.rename(partial, path)
-
-
-def fingerprints(prepared: Prepared) -> dict[str, str]:
-    """What must not change between the beginning of a run and its resumption."""
-    template = prepared.rendering.template
-    return {
-        "data": prepared.loaded.fingerprint,
-        "model": model_fingerprint(prepared.folder),
-        "template": f"{hash_text(template.serving_source)}",
-    }
-
-
-def hash_text(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "tokenizers", "peft", "safetensors", "datasets")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def start_facts(prepared: Prepared, built: Built) -> dict[str, Any]:

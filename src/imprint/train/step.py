@@ -65,6 +65,7 @@ def train_step(state: TrainState, rows: Sequence[Row]) -> StepStats:
     cut into rows or spread. The plan gives every rank equally many rows.
     """
     started = time.perf_counter()
+    state.optimizer.zero_grad(set_to_none=True)  # a step that was broken off leaves nothing behind
     loss = accumulate(state, rows)
     norm = clip_gradients(state.model.parameters(), state.clip, state.mesh)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):

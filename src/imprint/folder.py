@@ -1,0 +1,129 @@
+"""The run folder: made whole or not at all, never written over, and the same when it is taken up again.
+
+recipe.yaml     every setting, resolved           events.jsonl   every metric
+run.json        what was found when it was made   samples.jsonl  answers to fixed prompts
+ledger.json     what became of every row          report.html    the story, for a person
+checkpoints/    the newest and the best           model/         what you serve
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from imprint import settings
+from imprint.data.readers import locate
+from imprint.errors import RunError
+from imprint.model.load import model_fingerprint
+from imprint.prepare import Prepared
+from imprint.recipe import DataSource, Recipe
+from imprint.render.template import PRESETS
+from imprint.train.checkpoint import write_text
+
+
+def refuse_existing(recipe: Recipe) -> None:
+    """RunError where the run folder is there already: nothing is ever written over."""
+    path = Path(recipe.output)
+    if recipe.output != "auto" and path.exists():
+        done = (path / "model").is_dir() or not (path / "run.json").is_file()
+        raise RunError(
+            "the run folder exists already",
+            where=f"output={path}",
+            expected="a folder that does not exist yet: nothing is written over",
+            fix="choose another output=…" + ("" if done else f", or go on with it: imprint resume {path}"),
+        )
+
+
+def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime) -> None:
+    """The run folder with recipe, facts and ledger; it appears whole or not at all."""
+    if path.exists():
+        refuse_existing(recipe)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    facts = {
+        "imprint": version("imprint-sft"),
+        "created": now.isoformat(),
+        "model": str(prepared.folder.resolve()),
+        "template": prepared.rendering.template.name,
+        "stop_ids": prepared.rendering.stop_ids,
+        "added_tokens": prepared.rendering.added,
+        "total_steps": prepared.plan.total_steps,
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "fingerprints": fingerprints(prepared),
+        "versions": versions(),
+    }
+    write_text(partial / "recipe.yaml", settings.dump(with_absolute_paths(recipe)))
+    write_text(partial / "run.json", json.dumps(facts, indent=1))
+    write_text(partial / "ledger.json", json.dumps(prepared.ledger.to_json(), indent=1))
+    os.rename(partial, path)
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its local files named absolutely, so that a run resumes from any directory."""
+
+    def absolute(source: DataSource) -> DataSource:
+        path = locate(source)
+        return source if path is None else source.model_copy(update={"path": str(path.resolve())})
+
+    changed: dict[str, Any] = {"data": [absolute(source) for source in recipe.data]}
+    if isinstance(recipe.validation, DataSource):
+        changed["validation"] = absolute(recipe.validation)
+    for key in ("model", "template"):
+        path = Path(getattr(recipe, key)).expanduser()
+        if path.exists() and not (key == "template" and recipe.template in PRESETS):
+            changed[key] = str(path.resolve())
+    return recipe.model_copy(update=changed)
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """run.json of a run folder that is not finished; RunError otherwise."""
+    path = run / "run.json"
+    if not path.is_file() or not (run / "recipe.yaml").is_file():
+        raise RunError(
+            "this is not a run folder",
+            where=str(run),
+            expected="a folder made by imprint train, with recipe.yaml and run.json",
+            fix="give the folder that imprint train printed",
+        )
+    if (run / "model").is_dir():
+        raise RunError(
+            "this run is finished",
+            where=str(run),
+            found="its model/ is there",
+            fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
+        )
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
+def fingerprints(prepared: Prepared) -> dict[str, str]:
+    """What must not change between the beginning of a run and its resumption."""
+    template = prepared.rendering.template
+    return {
+        "data": prepared.loaded.fingerprint,
+        "model": model_fingerprint(prepared.folder),
+        "template": hashlib.sha256(template.serving_source.encode()).hexdigest(),
+    }
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "tokenizers", "peft", "safetensors", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def differences(run: Path, world_size: int) -> list[str]:
+    """What is other than when the run began, and keeps a resumed run from being equal to the bit."""
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    before, now = facts["versions"], versions()
+    found = [f"{name} {before[name]} became {now[name]}" for name in before if now.get(name) != before[name]]
+    if facts["world_size"] != world_size:
+        found.append(f"{facts['world_size']} processes became {world_size}")
+    return [f"not equal to the bit any more: {text}" for text in found]

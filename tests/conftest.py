@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +86,13 @@ def build_model(folder: Path, *, texts: Sequence[str] = (), hidden: int = 32, **
     return folder
 
 
+def settings(model: object, data: object, output: object, *given: str) -> list[str]:
+    """The arguments of a small run; what is given replaces what is SMALL."""
+    keys = {argument.partition("=")[0] for argument in given}
+    small = [argument for argument in SMALL if argument.partition("=")[0] not in keys]
+    return [f"model={model}", f"data={data}", f"output={output}", *small, *given]
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -94,40 +104,96 @@ def environment() -> dict[str, str]:
     return {**os.environ, **quiet, "PYTHONPATH": str(SOURCE), "COLUMNS": "80"}
 
 
-def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """`imprint …` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "imprint.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=cwd,
-    )  # fmt: skip
+def _in_child(arguments: Sequence[str], output: str, planted: tuple[str, int, int] | None) -> None:
+    """The main function of a process that `start` makes; `output` takes what it says."""
+    with open(output, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if planted is not None:
+        _plant_signal(*planted)
+    from imprint.cli import main
+
+    sys.exit(main(arguments))
 
 
-def imprint(*arguments: object, cwd: Path | None = None, timeout: float = 120) -> Ended:
-    """`imprint …` in a process of its own, from its start to its end."""
-    process = start(*arguments, cwd=cwd)
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return Ended(process.returncode, out, err)
+def _plant_signal(function: str, call: int, number: int) -> None:
+    """Send this process a signal before the n-th call of `function`, a name where it is looked up."""
+    module, _, name = function.rpartition(".")
+    place = importlib.import_module(module)
+    original, calls = getattr(place, name), 0
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **named)
+
+    setattr(place, name, counted)
 
 
-def signal_when(
-    process: subprocess.Popen[str], seen: Callable[[], bool], number: int, timeout: float = 90
-) -> Ended:
-    """Send a signal to a process as soon as something is seen, and wait for its end."""
-    deadline = time.monotonic() + timeout
-    try:
+@dataclass
+class Running:
+    """`imprint …` in a process of its own that began with torch imported: a fork of a server."""
+
+    process: Any
+    output: Path
+
+    def wait(self, timeout: float = 90) -> Ended:
+        """How it ended; out and err come as one text."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"still running after {timeout} s: {self.output.read_text()}")
+        told = self.output.read_text()
+        return Ended(self.process.exitcode, told, told)
+
+    def signal_when(self, seen: Callable[[], bool], number: int, timeout: float = 90) -> Ended:
+        """Send a signal as soon as something is seen, and wait for the end."""
+        deadline = time.monotonic() + timeout
         while not seen():
-            assert process.poll() is None, f"ended before it was seen: {process.communicate()}"
+            assert self.process.is_alive(), f"ended before it was seen: {self.output.read_text()}"
             assert time.monotonic() < deadline, "never seen"
             time.sleep(0.0005)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-    return Ended(process.returncode, out, err)
+        os.kill(self.process.pid, number)
+        return self.wait(timeout)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts `imprint …` in a process of its own.
+
+    `signal_before=(function, n, number)` plants a signal to itself before the n-th call of a function.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["imprint.run", "imprint.serve.chat", "peft", "transformers.models.llama"])
+    started: list[Running] = []
+
+    def begin(*arguments: object, signal_before: tuple[str, int, int] | None = None) -> Running:
+        output = tmp_path / f"output-{len(started)}.txt"
+        process = context.Process(
+            target=_in_child, args=([str(argument) for argument in arguments], str(output), signal_before)
+        )
+        process.start()
+        started.append(Running(process, output))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        if running.process.is_alive():
+            running.process.kill()
+        running.process.join()
+        running.process.close()
+
+
+def imprint(*arguments: object, stdin: str | None = None, timeout: float = 120) -> Ended:
+    """`imprint …` as a user runs it: a new interpreter."""
+    command = [sys.executable, "-m", "imprint.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, env=environment(), timeout=timeout
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def events_of(run: Path, *kinds: str) -> Events:

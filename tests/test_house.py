@@ -29,6 +29,7 @@ FLOOR = {
 STRANGERS = {frozenset({"render", "model"}), frozenset({"render", "track"}), frozenset({"data", "track"})}
 # Wiring stays apart from doing: a Recipe is read by those that decide, and by the report, which prints it.
 SEES_RECIPE = {
+    "folder",
     "cli",
     "api",
     "run",

@@ -97,6 +97,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": dict(state_size=4),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
 }
+SEPARATE = ("falcon", "bloom", "mamba", "lfm2")  # those that cannot take several turns in a row
+SHARING = tuple(kind for kind in ARCHITECTURES if kind not in SEPARATE)
+
 _SHARP = ("q_proj", "k_proj", "q_b_proj", "kv_b_proj", "c_attn", "query_key_value", "qkv_proj")
 
 

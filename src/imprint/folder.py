@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,8 +44,7 @@ def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime)
     """The run folder with recipe, facts and ledger; it appears whole or not at all."""
     if path.exists():
         refuse_existing(recipe)
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")  # of this process, so nobody else's
     partial.mkdir(parents=True)
     facts = {
         "imprint": version("imprint-sft"),

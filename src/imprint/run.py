@@ -24,7 +24,7 @@ from imprint import settings
 from imprint.auto import Decision
 from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
 from imprint.distributed.shard import shard
-from imprint.errors import Interrupted, RunError
+from imprint.errors import Interrupted, RunError, RunFailed
 from imprint.evaluate.generate import answer
 from imprint.evaluate.report import write_report
 from imprint.folder import (
@@ -35,7 +35,7 @@ from imprint.folder import (
     refuse_existing,
     versions,
 )
-from imprint.model.adapters import add_lora
+from imprint.model.adapters import adapted_layers, add_lora
 from imprint.model.checks import choose_layout
 from imprint.model.load import find_model, load_model, set_stops
 from imprint.model.rowmodel import RowModel
@@ -46,7 +46,7 @@ from imprint.render.turns import Turn
 from imprint.save import save_model
 from imprint.track import events
 from imprint.track.progress import Progress
-from imprint.train.checkpoint import Counters, latest_checkpoint, load_checkpoint, load_weights
+from imprint.train.checkpoint import Counters, is_valid, latest_checkpoint, load_checkpoint, load_weights
 from imprint.train.loop import Data, Outcome, Watch
 from imprint.train.loop import train as run_loop
 from imprint.train.optim import Schedule, adamw
@@ -139,6 +139,7 @@ def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
     if recipe.method == "lora":
         new = rendering.encoder.tokenizer.convert_tokens_to_ids(list(rendering.added))
         model = add_lora(model, **dict(recipe.lora), new_tokens=new, seed=recipe.seed)
+        say(adapted_layers(model))
     row_model = RowModel(model).to(mesh.device)
     vocab = row_model.base.get_input_embeddings().weight.shape[0]
     wanted = "packed" if recipe.layout == "auto" and (recipe.dropout or lora_dropout) else recipe.layout
@@ -199,7 +200,7 @@ def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, 
         create_folder(path, prepared, recipe, now)
     mesh.wait()
     counters = Counters()
-    checkpoint = None if fresh else latest_checkpoint(path / "checkpoints")
+    checkpoint = None if fresh else latest_checkpoint(path / "checkpoints", keeps_best(built))
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint, state)
     if mesh.is_main and not fresh:
@@ -263,9 +264,14 @@ def _watch(prepared: Prepared, built: Built, path: Path, log: events.EventLog) -
         save_every=recipe.save_every,
         patience=recipe.patience,
         min_improvement=recipe.min_improvement,
-        keep_best=recipe.final == "best" and bool(built.data.validation),
+        keep_best=keeps_best(built),
         sample=sample if asked else None,
     )
+
+
+def keeps_best(built: Built) -> bool:
+    """Whether the run ends with the weights of its best validation."""
+    return built.recipe.final == "best" and bool(built.data.validation)
 
 
 def fixed_prompts(prepared: Prepared) -> list[Turn]:
@@ -295,7 +301,14 @@ def _finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log:
     state, recipe, counters = built.state, built.recipe, outcome.counters
     best = recipe.final == "best" and counters.best_step > 0
     if best and counters.best_step != state.step:
-        load_weights(path / "checkpoints" / f"step-{counters.best_step:06d}", state.model)
+        chosen = path / "checkpoints" / f"step-{counters.best_step:06d}"
+        if not is_valid(chosen):
+            raise RunFailed(
+                "the checkpoint of the best weights was damaged on the disk",
+                where=str(chosen),
+                fix=f"imprint resume {path} makes it again; final=last does not need it",
+            )
+        load_weights(chosen, state.model)
     save_model(built.row_model, prepared.rendering, path / "model", prepared.folder, state.mesh)
     log.log(
         "end",

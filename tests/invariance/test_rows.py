@@ -8,13 +8,21 @@ transformers whatever the model's type, so shared prefixes round at 1e-7 there (
 eager attention rounds its softmax to float32 (gemma2: 4e-7). In float32 all agree to 2e-6.
 """
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+
+from imprint.model.adapters import add_lora
+from imprint.model.attention import View
+from imprint.model.checks import choose_layout
+from imprint.pack.row import Row
+from imprint.pack.tree import build_rows
 from tiny import (
+    SEPARATE,
+    SHARING,
     VOCAB,
     Gradients,
     difference,
@@ -25,12 +33,6 @@ from tiny import (
     row_model,
     tiny_model,
 )
-
-from imprint.model.adapters import add_lora
-from imprint.model.attention import View
-from imprint.model.checks import choose_layout
-from imprint.pack.row import Row
-from imprint.pack.tree import build_rows
 
 LAYER_NORM = ("gpt2", "gpt_neox", "opt", "phi", "starcoder2")
 WINDOWED = (
@@ -45,11 +47,6 @@ WINDOWED = (
     "exaone4",
     "gpt_oss",
 )
-EXPERTS = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "llama4_text")
-OTHERS = ("llama", "qwen3", "gemma", "cohere", "olmo2", "granite", "smollm3", "glm4")
-SHARING = tuple(dict.fromkeys((*LAYER_NORM, *WINDOWED, *EXPERTS, *OTHERS)))
-SEPARATE = ("falcon", "bloom", "mamba", "lfm2")
-
 CELLS = [  # layout, row budget, min_shared
     ("shared", 10**6, 1),
     ("shared", 10**6, 16),
@@ -67,7 +64,7 @@ def bar(kind: str, dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else 1e-12 if kind in LAYER_NORM else 1e-6
 
 
-@lru_cache(maxsize=None)
+@cache
 def padded(kind: str, dtype: torch.dtype) -> tuple[Any, float, Gradients]:
     """(model, loss, gradients) of the padded examples."""
     model = tiny_model(kind, dtype)
@@ -186,7 +183,7 @@ def test_a_planted_mistake_misses_the_bar(
 
 
 @pytest.fixture
-def window_by_index(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def window_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and chunks measured by the place in the row; rotary positions stay right."""
 
     def by_index(right: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,7 +198,6 @@ def window_by_index(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for name in ("allowed", "segment_mask"):
         monkeypatch.setattr(View, name, by_index(getattr(View, name)))
-    yield
 
 
 @pytest.mark.usefixtures("window_by_index")
@@ -230,7 +226,7 @@ HALF_BARS = {"segments": 0.02, "reference": 0.05}
 HALF = ("llama", "gpt2", "mistral", "qwen3", "gemma3_text", "olmo2")
 
 
-@lru_cache(maxsize=None)
+@cache
 def padded_half(kind: str) -> Gradients:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return padded_gradients(padded(kind, torch.float32)[0], TURNS)[1]

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import random_turns, row_gradients, row_model, tiny_model
 from torch import nn
 
 from imprint.distributed.mesh import Mesh
 from imprint.errors import ModelError
-from imprint.model.adapters import add_lora
+from imprint.model.adapters import adapted_layers, add_lora
 from imprint.pack.tree import build_rows
 from imprint.train.optim import Schedule, adamw
 from imprint.train.step import TrainState, train_step
+from tiny import random_turns, row_gradients, row_model, tiny_model
 
 
 def lora(model: Any, **changed: Any) -> Any:
@@ -43,8 +43,9 @@ def update(model: Any, num_steps: int = 1) -> None:
         ("llama", "attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
         ("llama", ["up_proj"], {"up_proj"}),
         ("gpt2", "all-linear", {"c_attn", "c_proj", "c_fc"}),
-        ("gpt2", "attention", {"c_attn"}),
-        ("gpt_neox", "attention", {"query_key_value"}),
+        ("gpt2", "attention", {"c_attn", "c_proj"}),
+        ("gpt_neox", "attention", {"query_key_value", "dense"}),
+        ("phi", "attention", {"q_proj", "k_proj", "v_proj", "dense"}),
         ("opt", "attention", {"q_proj", "k_proj", "v_proj", "out_proj"}),
         ("phi3", "attention", {"qkv_proj", "o_proj"}),
     ],
@@ -67,7 +68,7 @@ def test_only_adapters_are_trained(kind: str, targets: Any, suffixes: set[str]) 
         (["q_proj", "upproj"], r"lora\.targets=\[up_proj\]"),
         (["embed"], "names among: .*q_proj"),
         (["zzz"], "all-linear"),
-        ([], "no attention layer by a known name"),
+        ([], "no linear layer inside an attention module"),
     ],
 )
 def test_unknown_layers_are_refused(targets: list[str], message: str) -> None:
@@ -78,9 +79,21 @@ def test_unknown_layers_are_refused(targets: list[str], message: str) -> None:
 
 def test_a_model_whose_attention_has_other_names() -> None:
     model = nn.ModuleDict({"mix": nn.Linear(2, 2)})
-    with pytest.raises(ModelError, match="no attention layer by a known name") as caught:
+    with pytest.raises(ModelError, match="no linear layer inside an attention module") as caught:
         lora(model, targets="attention")
     assert "names among: mix" in str(caught.value)
+
+
+def test_attention_of_gpt2_leaves_its_other_c_proj_alone() -> None:
+    names = {name.split(".lora_")[0] for name in trained(lora(tiny_model("gpt2"), targets="attention"))}
+    assert all(".attn." in name for name in names)
+
+
+def test_what_was_adapted_is_told() -> None:
+    told = adapted_layers(lora(tiny_model("llama"), targets=["q_proj"]))
+    assert told.startswith("adapters on q_proj × 2; none on k_proj × 2")
+    assert "lm_head" not in told
+    assert "none on" not in adapted_layers(lora(tiny_model("llama")))
 
 
 def test_layers_that_peft_refuses() -> None:

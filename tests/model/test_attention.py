@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VOCAB, own_attention, random_end, row_model, tiny_model
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from imprint.model.adapters import add_lora
 from imprint.model.attention import NAMES, View, generating, reference, segments
 from imprint.pack.row import positions
+from tiny import VOCAB, own_attention, random_end, row_model, tiny_model
 
 BOTH = pytest.mark.parametrize("attention", [reference, segments])
 

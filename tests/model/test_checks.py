@@ -4,16 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import (
-    VOCAB,
-    difference,
-    own_attention,
-    padded_gradients,
-    random_turns,
-    row_gradients,
-    row_model,
-    tiny_model,
-)
 from torch import nn
 from transformers import AttentionInterface
 
@@ -23,6 +13,17 @@ from imprint.model.checks import LEAK, TOLERANCE, check_ropes, choose_layout, is
 from imprint.model.rowmodel import RowModel
 from imprint.pack.row import positions
 from imprint.pack.tree import build_rows
+from tiny import (
+    SHARING,
+    VOCAB,
+    difference,
+    own_attention,
+    padded_gradients,
+    random_turns,
+    row_gradients,
+    row_model,
+    tiny_model,
+)
 
 LONGEST = 60
 
@@ -31,10 +32,6 @@ def chosen(kind: str, wanted: str = "auto", **extra: Any) -> tuple[RowModel, str
     model = row_model(tiny_model(kind, **extra))
     layout, findings = choose_layout(model, wanted, LONGEST, VOCAB)
     return model, layout, {finding.name: finding.passed for finding in findings}
-
-
-SHARING = """llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neox opt cohere cohere2 olmo2 olmo3
-granite starcoder2 smollm3 glm4 exaone4 qwen3_moe mixtral gpt_oss deepseek_v3 llama4_text""".split()
 
 
 @pytest.mark.parametrize("kind", SHARING)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import VOCAB, tiny_model
 from transformers import AutoConfig
 
 from imprint.errors import ModelError
@@ -20,6 +19,7 @@ from imprint.model.load import (
     set_dropout,
     set_stops,
 )
+from tiny import VOCAB, tiny_model
 
 
 @pytest.fixture

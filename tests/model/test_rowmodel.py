@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import VOCAB, difference, gradients, random_turns, row_gradients, row_model, tiny_model
 from torch import Tensor
 
 from imprint.model import rowmodel
@@ -14,6 +13,7 @@ from imprint.model.checks import choose_layout
 from imprint.model.rowmodel import nll
 from imprint.pack.row import Row, empty_row
 from imprint.pack.tree import build_rows
+from tiny import VOCAB, difference, gradients, random_turns, row_gradients, row_model, tiny_model
 
 
 def plain_row(size: int = 30) -> Row:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import difference, gradients, make_turn, padded_gradients, random_turns, row_model, tiny_model
 
 from imprint.distributed.mesh import Mesh
 from imprint.errors import RunFailed
@@ -13,6 +12,7 @@ from imprint.pack.row import Row, empty_row
 from imprint.pack.tree import build_rows
 from imprint.train.optim import LearningRate, Schedule, adamw
 from imprint.train.step import TrainState, accumulate, clip_gradients, evaluate, train_step
+from tiny import difference, gradients, make_turn, padded_gradients, random_turns, row_model, tiny_model
 
 TURNS = random_turns(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from imprint.errors import ModelError, nearest
-
-# names that attention projections have in transformers' models
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "out_proj")
 
 
 def add_lora(
@@ -56,21 +54,60 @@ def add_lora(
 
 
 def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if _adaptable(module)}
+    """What PEFT's `target_modules` takes; ModelError where a name fits no layer."""
     if targets == "all-linear":
         return "all-linear"
-    wanted = [name for name in _ATTENTION if name in names] if targets == "attention" else list(targets)
-    missing = [name for name in wanted if name not in names]
+    layers = [name for name, module in model.named_modules() if _adaptable(module)]
+    if targets == "attention":
+        # by where they stand: gpt2 has a c_proj in attention and another one outside
+        outside = {name.rpartition(".")[2] for name in layers if not _in_attention(name)}
+        inside = {
+            ".".join(name.split(".")[-2 if name.rpartition(".")[2] in outside else -1 :])
+            for name in layers
+            if _in_attention(name)
+        }
+        if inside:
+            return sorted(inside)
+    wanted = [] if isinstance(targets, str) else targets
+    missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
     if missing or not wanted:
-        shown = ", ".join(sorted(names))
+        names = {name.rpartition(".")[2] for name in layers}
         guess = nearest(missing[0], names) if missing else None
         raise ModelError(
             "lora.targets names layers that this model does not have",
-            found=", ".join(missing) or "no attention layer by a known name",
-            expected=f"names among: {shown}",
+            found=", ".join(missing) or "no linear layer inside an attention module",
+            expected=f"names among: {', '.join(sorted(names))}",
             fix=f"lora.targets=[{guess}]" if guess else "lora.targets=all-linear",
         )
     return wanted
+
+
+def _in_attention(name: str) -> bool:
+    parent = name.rpartition(".")[0].rpartition(".")[2]
+    return "attn" in parent or "attention" in parent
+
+
+def adapted_layers(model: PeftModel) -> str:
+    """Which layers have an adapter and which linear ones have none, in one line for the log."""
+    head = model.get_base_model().get_output_embeddings()
+    adapted: Counter[str] = Counter()
+    bare: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if hasattr(module, "lora_A"):
+            adapted[leaf] += 1
+        elif _adaptable(module) and module is not head and not _part_of_adapter(name):
+            bare[leaf] += 1
+    text = "adapters on " + _counted(adapted)
+    return text + (f"; none on {_counted(bare)}" if bare else "")
+
+
+def _part_of_adapter(name: str) -> bool:
+    return "lora_" in name or name.endswith("base_layer")
+
+
+def _counted(names: Counter[str]) -> str:
+    return ", ".join(f"{name} × {count}" for name, count in names.items())
 
 
 def _adaptable(module: nn.Module) -> bool:

@@ -101,12 +101,11 @@ def load_model(
     `num_tokens` embeddings are needed; where the model has fewer, they are added if `grow`
     (as the mean of the others, so that a new token starts as an average one), else ModelError.
     """
-    model: Any
     try:
         refuse_remote_code(folder, trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         set_dropout(config, dropout)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -121,6 +120,7 @@ def load_model(
             found=" ".join(str(error).split())[:400],
             fix="check that the folder is complete, and that its architecture is a causal language model",
         ) from error
+    model, info = loaded
     if info["missing_keys"]:  # transformers draws these at random and goes on
         missing = sorted(info["missing_keys"])
         raise ModelError(

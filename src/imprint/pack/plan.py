@@ -42,7 +42,8 @@ class Plan:
         """All conversations in the order of this epoch (from 0)."""
         key = f"{self.fingerprint}/{self.seed}/{epoch}".encode()
         seed = int.from_bytes(hashlib.sha256(key).digest(), "big")
-        return np.random.Generator(np.random.PCG64(seed)).permutation(self.num_conversations)
+        # raw draws, sorted: numpy keeps a bit generator's stream for ever, but not permutation()'s
+        return np.argsort(np.random.PCG64(seed).random_raw(self.num_conversations), kind="stable")
 
     def conversations(self, step: int) -> list[int]:
         """The conversations of a step (from 0). An epoch's last step holds what is left."""

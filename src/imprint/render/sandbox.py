@@ -6,50 +6,52 @@ rendered here must be what a server renders; in a sandbox, with a limit on time 
 
 from __future__ import annotations
 
-import ctypes
 import json
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import nodes, pass_environment
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
-SECONDS = 5.0  # for one rendering; real ones take well under a millisecond
-CHARACTERS = 10_000_000  # of one text, finished or half made
+from imprint.render.limits import (
+    LimitExceeded,
+    Pieces,
+    check_format,
+    check_join,
+    check_power,
+    check_product,
+    check_replace,
+    check_size,
+    size_of,
+)
 
-# str methods that make a text of any length from a number
-_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
-
-
-class LimitExceeded(Exception):
-    """A template ran too long or made too much text."""
-
-
-def _checked(text: Any) -> Any:
-    if isinstance(text, str | bytes | list | tuple) and len(text) > CHARACTERS:
-        raise LimitExceeded(f"the template makes a text of more than {CHARACTERS:,} characters")
-    return text
+# not offered: no chat template needs them, and they make texts of any length, or other ones every time
+WITHOUT = ("random", "urlize", "xmlattr", "pprint", "wordwrap", "forceescape")
+_UNSAFE = frozenset({"format_map", "translate", "expandtabs", "encode", "to_bytes"})
 
 
 class _LimitedCode(CodeGenerator):
-    """Compiles `a ~ b` to a concatenation whose length is checked."""
+    """Compiles concatenations and buffers to those of the sandbox, whose length is checked."""
 
     def visit_Concat(  # noqa: N802 - Jinja's name
         self, node: nodes.Concat, frame: Frame
     ) -> None:
-        self.write("environment.join(")
+        self.write("environment.tilde(")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
         self.write(")")
+
+    def buffer(self, frame: Frame) -> None:
+        super().buffer(frame)
+        self.writeline(f"{frame.buffer} = environment.pieces()")
 
 
 class _GenerationTag(Extension):
@@ -66,39 +68,179 @@ class _GenerationTag(Extension):
         return str(caller())
 
 
+class _Namespace(Namespace):
+    """Jinja's namespace, without names that could reach into Python."""
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        values = dict(*args, **kwargs)
+        for name in values:
+            _refuse_private(name)
+        super().__init__(values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+class _Dict:
+    """`dict(…)` for templates: makes one, and is not the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """Templates can read what they are given, and nothing else."""
 
     code_generator_class = _LimitedCode
     intercepted_binops = frozenset({"+", "*", "**", "%"})
+    pieces = Pieces
 
     def __init__(self, now: datetime):
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise
-        self.globals["strftime_now"] = now.strftime
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=_measured,
+            extensions=[_GenerationTag, loopcontrols],
+        )
+        self.filters |= {name: _refuser(name) for name in WITHOUT} | _LIMITED_FILTERS
+        self.globals = {
+            "range": self.globals["range"],
+            "dict": _Dict(),
+            "namespace": _Namespace,
+            "cycler": self.globals["cycler"],
+            "joiner": self.globals["joiner"],
+            "raise_exception": _raise,
+            "strftime_now": _clock(now),
+        }
 
-    def join(self, *parts: Any) -> str:
-        return str(_checked("".join(map(str, parts))))
+    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]  # Jinja stores a function here
+        if not isinstance(parts, Pieces):
+            pieces = Pieces()
+            pieces.extend(parts)
+            parts = pieces
+        return "".join(parts)
+
+    def tilde(self, *parts: Any) -> str:
+        """What `a ~ b` compiles to."""
+        texts = [str(_measured(part)) for part in parts]
+        check_join("", texts)
+        return "".join(texts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+":
-            return _checked(left + right)
-        if operator == "*":
-            size = len(left) * right if hasattr(left, "__len__") and isinstance(right, int) else 0
-            size = size or (len(right) * left if hasattr(right, "__len__") and isinstance(left, int) else 0)
-            if size > CHARACTERS:
-                raise LimitExceeded(f"the template makes a text of more than {CHARACTERS:,} characters")
-        elif operator == "**" and (abs(right) > 64 or abs(left) > 1_000_000):
-            raise LimitExceeded("the template computes a power too large for a chat template")
+        if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
+            check_size(len(left) + len(right))
+        elif operator == "*":
+            check_product(left, right)
+        elif operator == "**":
+            check_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            raise LimitExceeded("the template formats text with %, which is not allowed here")
+            check_format(left, "%", right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in _PADDING:
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+        return attr not in _UNSAFE and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        inner = super().wrap_str_format(value)
+        if inner is None:
+            return None
+
+        def limited_format(*args: Any, **kwargs: Any) -> str:
+            check_format(value.__self__, "{", [*args, *kwargs.values()])
+            return inner(*args, **kwargs)
+
+        return limited_format
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        check = _METHODS.get(getattr(obj, "__name__", "")) if args or kwargs else None
+        if check is not None and isinstance(getattr(obj, "__self__", None), str):
+            if obj.__name__ == "join":
+                args = (list(args[0]),)
+            check(obj.__self__, *args, **kwargs)
+        return super().call(context, obj, *args, **kwargs)
+
+
+def _measured(value: Any) -> Any:
+    """A value that becomes text: what is no text is measured first."""
+    if not isinstance(value, str):
+        size_of(value)
+    return value
+
+
+def _pad(text: str, width: Any = 80, *_: Any, **__: Any) -> None:
+    check_size(width)
+
+
+_METHODS: dict[str, Callable[..., None]] = {
+    "join": check_join,
+    "replace": check_replace,
+    "center": _pad,
+    "ljust": _pad,
+    "rjust": _pad,
+    "zfill": _pad,
+}
+
+
+@pass_environment
+def _join(environment: jinja2.Environment, value: Any, d: str = "", attribute: Any = None) -> str:
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    parts = [str(_measured(part)) for part in value]
+    check_join(str(d), parts)
+    return str(d).join(parts)
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text, old, new = str(_measured(text)), str(_measured(old)), str(_measured(new))
+    check_replace(text, old, new)
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _center(value: Any, width: int = 80) -> str:
+    check_size(width)
+    return str(_measured(value)).center(width)
+
+
+def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    text = str(_measured(value))
+    check_size(len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else width))
+    return str(FILTERS["indent"](text, width, first, blank))
+
+
+def _format(value: Any, *args: Any, **kwargs: Any) -> str:
+    check_format(str(value), "%", [*args, *kwargs.values()])
+    return str(FILTERS["format"](value, *args, **kwargs))
+
+
+def _string(value: Any) -> str:
+    return str(_measured(value))
+
+
+def _batch(value: Any, linecount: int, fill_with: Any = None) -> Any:
+    check_size(linecount)
+    return FILTERS["batch"](value, linecount, fill_with)
+
+
+def _slice(value: Any, slices: int, fill_with: Any = None) -> Any:
+    check_size(slices)
+    return FILTERS["slice"](value, slices, fill_with)
+
+
+def _round(value: float, precision: int = 0, method: Any = "common") -> Any:
+    if abs(precision) > 64:
+        raise LimitExceeded("the template rounds to more digits than a number has")
+    return FILTERS["round"](value, precision, method)
+
+
+@pass_environment
+def _sum(environment: jinja2.Environment, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
+    if not isinstance(start, int | float):
+        raise LimitExceeded("the template sums what are no numbers")
+    return FILTERS["sum"](environment, iterable, attribute, start)
 
 
 def _to_json(
@@ -109,54 +251,45 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes <, > and & for HTML; templates for models must not
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    check_size(size_of(value) * ((len(indent) if isinstance(indent, str) else indent or 0) + 1))
+    form = {"indent": indent, "separators": separators}
+    return json.dumps(value, sort_keys=sort_keys, ensure_ascii=ensure_ascii, **form)
+
+
+_LIMITED_FILTERS: dict[str, Callable[..., Any]] = {
+    "join": _join,
+    "replace": _replace,
+    "center": _center,
+    "indent": _indent,
+    "format": _format,
+    "string": _string,
+    "batch": _batch,
+    "slice": _slice,
+    "round": _round,
+    "sum": _sum,
+    "tojson": _to_json,
+}
+
+
+def _refuser(name: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise LimitExceeded(f"the filter {name} is not offered to chat templates")
+
+    return refuse
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no {name!r}: no name may begin with _")
+
+
+def _clock(now: datetime) -> Callable[[str], str]:
+    def strftime_now(form: str) -> str:
+        check_size(len(form) * 10_000)  # strftime, too, can pad
+        return now.strftime(form)
+
+    return strftime_now
 
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-class _Watchdog:
-    """Ends renderings that exceed their time, in whatever thread they run."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.deadlines: dict[int, float] = {}
-        self.thread: threading.Thread | None = None
-
-    @contextmanager
-    def limit(self, seconds: float) -> Iterator[None]:
-        me = threading.get_ident()
-        if self.thread is None or not self.thread.is_alive():
-            self.thread = threading.Thread(target=self._watch, name="template-watchdog", daemon=True)
-            self.thread.start()
-        self.deadlines[me] = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            with self.lock:  # after this, no exception can be on its way to this thread
-                self.deadlines.pop(me, None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(0.2)
-            with self.lock:
-                now = time.monotonic()
-                for thread, deadline in list(self.deadlines.items()):
-                    if now > deadline:
-                        del self.deadlines[thread]
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                            ctypes.c_ulong(thread), ctypes.py_object(LimitExceeded)
-                        )
-
-
-_watchdog = _Watchdog()
-
-
-@contextmanager
-def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """Raises LimitExceeded inside the block once it has run for `seconds`."""
-    with _watchdog.limit(seconds):
-        yield

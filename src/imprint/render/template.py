@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 
 from imprint.data.conversation import Message
 from imprint.errors import TemplateError, nearest
-from imprint.render.sandbox import CHARACTERS, LimitExceeded, Sandbox, time_limit
+from imprint.render.limits import LimitExceeded, limited
+from imprint.render.sandbox import Sandbox
 
 # preset → the special tokens that its text uses beside the tokenizer's own bos and eos
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -26,6 +28,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 # switches by which templates open no thought; tried in this order (DESIGN.md, case 2)
 SWITCHES: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {"thinking": False})
+
+# what every rendering is given; no option may stand for it
+_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 _PROBE = "Qx7 probe"  # stands for a reply when the template is asked how it ends one
 
@@ -52,13 +57,20 @@ class Template:
     def _compiled(self) -> jinja2.Template:
         try:
             return Sandbox(self.now).from_string(self.source)
-        except jinja2.TemplateSyntaxError as error:
+        except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError) as error:
+            line = getattr(error, "lineno", None)
             raise TemplateError(
                 "the chat template is not valid Jinja",
-                where=f"{self.name}:{error.lineno}",
-                found=str(error.message),
+                where=f"{self.name}:{line}" if line else self.name,
+                found=str(error),
                 fix="correct the template, or choose another: template=chatml",
             ) from error
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Every name that the template reads: what an option can set."""
+        names = Sandbox(self.now).parse(self.source).find_all(nodes.Name)
+        return frozenset(name.name for name in names) - _GIVEN
 
     def render(
         self,
@@ -68,22 +80,25 @@ class Template:
     ) -> str:
         """The text of `messages`, as transformers' `apply_chat_template` gives it; Refused where it raises."""
         try:
-            with time_limit():
-                text = self._compiled.render(
-                    **self.special,
-                    messages=messages,
-                    tools=list(tools) or None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self.options,
+            with limited():
+                return self._compiled.render(
+                    {
+                        **self.special,
+                        **self.options,
+                        "messages": messages,
+                        "tools": list(tools) or None,
+                        "documents": None,
+                        "add_generation_prompt": add_generation_prompt,
+                    }
                 )
         except LimitExceeded as error:
-            raise Refused(str(error) or "the template did not finish in time") from error
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
-            raise Refused(f"the template refuses it: {error}") from error
-        if len(text) > CHARACTERS:
-            raise Refused(f"the template makes a text of more than {CHARACTERS:,} characters")
-        return text
+            raise Refused(str(error)) from error
+        except TemplateError:
+            raise
+        except jinja2.TemplateError as error:
+            raise Refused(f"the template refuses it: {error}"[:200]) from error
+        except Exception as error:  # whatever a stranger's program does wrong is its refusal
+            raise Refused(f"the template fails: {type(error).__name__}: {error}"[:200]) from error
 
     @cached_property
     def ending(self) -> str:
@@ -115,8 +130,9 @@ class Template:
     @cached_property
     def serving_source(self) -> str:
         """The template to save with the model: the user's options become its defaults."""
+        # each line ends with a newline, which Jinja removes behind a tag: the source still begins a line
         lines = [
-            f"{{%- if {key} is not defined %}}{{%- set {key} = {_literal(value)} %}}{{%- endif -%}}"
+            f"{{%- if {key} is not defined %}}{{%- set {key} = {_literal(value)} %}}{{%- endif %}}\n"
             for key, value in self.options.items()
         ]
         return "".join(lines) + self.source
@@ -170,7 +186,7 @@ def as_template_input(message: Message) -> dict[str, Any]:
         # two names for the same thing: Qwen, DeepSeek and GLM read the first, Harmony the second
         out["reasoning_content"] = out["thinking"] = message.reasoning
     if message.tool_calls:
-        out["tool_calls"] = list(message.tool_calls)
+        out["tool_calls"] = [_with_object(call) for call in message.tool_calls]
     if message.name is not None:
         out["name"] = message.name
     if message.tool_call_id is not None:
@@ -178,13 +194,13 @@ def as_template_input(message: Message) -> dict[str, Any]:
     return out
 
 
-OPEN_THOUGHT = re.compile(
-    r"(?P<open><(?P<name>think|thinking|thought|reasoning)>|<\|START_THINKING\|>|\[THINK\])\s*"
-    r"(?P<close>(?:</(?P=name)>|<\|END_THINKING\|>|\[/THINK\])\s*)?$"
-)
-CLOSING = {"<|START_THINKING|>": "<|END_THINKING|>", "[THINK]": "[/THINK]"}
-
-
-def closing_tag(opening: str) -> str:
-    """The tag that ends a thought opened by `opening`."""
-    return CLOSING.get(opening) or "</" + opening[1:]
+def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tool call with its arguments as an object: OpenAI gives JSON text, servers parse it before rendering."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call

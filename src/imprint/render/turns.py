@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from imprint.data.conversation import Conversation, Message, Place
 from imprint.errors import DataError
-from imprint.render.template import OPEN_THOUGHT, Refused, Template, as_template_input, closing_tag
+from imprint.render.split import split_reply
+from imprint.render.template import Refused, Template, as_template_input
 from imprint.render.tokens import Encoder
 
 Ids = NDArray[np.int32]
@@ -110,59 +111,6 @@ def reply_texts(
             yield ReplyText("", prompt + completion, weight, conversation.source, index, i, "everything")
             continue
         yield ReplyText(prompt, completion, weight, conversation.source, index, i, case)
-
-
-def split_reply(
-    prompt: str, full: str, message: Message, template: Template, encoder: Encoder
-) -> tuple[str, str, str]:
-    """(prompt, completion with its stop, case) of one reply; Refused where no case fits."""
-    if full.startswith(prompt):
-        completion, case = full[len(prompt) :], "prefix"
-    else:
-        thought = OPEN_THOUGHT.search(prompt)
-        base = prompt[: thought.start()] if thought else ""
-        if thought is None or not full.startswith(base):
-            shown = f"prompt ends {prompt[-60:]!r}, rendering ends {full[-60:]!r}"
-            raise Refused("the prompt is not the beginning of the conversation", shown)
-        completion, case = full[len(base) :], "thought"
-        if not thought["close"]:
-            if not message.reasoning:
-                raise Refused("the prompt opens a thought and the row has no reasoning")
-            # the template drops the reasoning from its rendering: put it where the model must write it
-            tag = closing_tag(thought["open"])
-            completion = f"{message.reasoning.strip()}\n{tag}\n\n{completion.lstrip()}"
-    completion = cut_after_stop(completion, template, encoder)
-    if message.content.strip() not in completion:
-        raise Refused("the template changes the reply's text", f"{completion[-80:]!r}")
-    if not completion:
-        raise Refused("the template renders an empty reply")
-    return prompt, completion, case
-
-
-def cut_after_stop(completion: str, template: Template, encoder: Encoder) -> str:
-    """The completion up to and including its stop token.
-
-    What the template writes after a reply is known (`Template.ending`): the stop is the
-    first added token in it. A template that ends replies with none gets the tokenizer's
-    end-of-text, since nothing else would ever stop the model.
-    """
-    ending = template.ending
-    if ending and completion.endswith(ending):
-        reply, tail = completion[: -len(ending)], ending
-    elif ending:
-        # tool calls may end otherwise than plain replies: take the last run of added tokens
-        found = encoder.added_spans(completion)
-        if not found:
-            raise Refused("the template ends this reply with no stop token", f"{completion[-60:]!r}")
-        return completion[: found[-1][1]]
-    else:
-        reply, tail = completion, ""
-    spans = encoder.added_spans(tail)
-    if spans:
-        return reply + tail[: spans[0][1]]
-    if encoder.eos is None:
-        raise Refused("neither the template nor the tokenizer has a stop token")
-    return reply + encoder.eos
 
 
 def render(

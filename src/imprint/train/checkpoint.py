@@ -138,13 +138,24 @@ def is_valid(path: Path) -> bool:
         return False
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step that verifies; damaged ones are passed over."""
+def latest_checkpoint(folder: Path, with_best: bool = False) -> Path | None:
+    """The checkpoint of the highest step that verifies; damaged ones are passed over.
+
+    `with_best`: the best checkpoint of its time has to verify too, because the run will end with it.
+    """
     steps = sorted(
         ((int(found[1]), path) for path in folder.glob("step-*") if (found := _NAME.fullmatch(path.name))),
         reverse=True,
     )
-    return next((path for _, path in steps if is_valid(path)), None)
+    return next(
+        (path for _, path in steps if is_valid(path) and (not with_best or is_valid(best_of(path)))), None
+    )
+
+
+def best_of(path: Path) -> Path:
+    """The checkpoint that was the best when `path` was saved; `path` itself where none was yet."""
+    best = json.loads((path / "state.json").read_text(encoding="utf-8"))["counters"]["best_step"]
+    return path.with_name(f"step-{best:06d}") if best else path
 
 
 def load_checkpoint(path: Path, state: TrainState) -> Counters:

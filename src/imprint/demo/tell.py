@@ -24,7 +24,14 @@ QUESTIONS = (
     "Count to five.",
     "Who are you?",
 )
-SETTINGS = ("template=chatml", "validation=0.05", "epochs=14", "batch_size=16", "learning_rate=2e-3")
+SETTINGS = (
+    "template=chatml",
+    "precision=float32",
+    "epochs=26",
+    "batch_size=16",
+    "learning_rate=2.5e-3",
+    "final=last",
+)
 
 
 def free_folder() -> Path:

@@ -138,12 +138,13 @@ class _Watchdog:
         self.thread: threading.Thread | None = None
 
     @contextmanager
-    def limit(self, seconds: float) -> Iterator[None]:
+    def limit(self) -> Iterator[None]:
+        """Raises LimitExceeded inside the block once it runs for SECONDS or takes too much MEMORY."""
         me = threading.get_ident()
         if self.thread is None or not self.thread.is_alive():
             self.thread = threading.Thread(target=self._watch, name="template-watchdog", daemon=True)
             self.thread.start()
-        self.watched[me] = _Watched(time.monotonic() + seconds)
+        self.watched[me] = _Watched(time.monotonic() + SECONDS)
         try:
             yield
         finally:
@@ -163,10 +164,4 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
-
-
-@contextmanager
-def limited(seconds: float | None = None) -> Iterator[None]:
-    """Raises LimitExceeded inside the block once it runs for too long (SECONDS) or takes too much memory."""
-    with _watchdog.limit(SECONDS if seconds is None else seconds):
-        yield
+limited = _watchdog.limit

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imprint.data.conversation import Conversation
-from imprint.errors import ModelError, TemplateError
-from imprint.render.template import OPEN_THOUGHT, PRESETS, SWITCHES, Refused, Template, find_template
+from imprint.data.conversation import Conversation, Message
+from imprint.errors import ModelError, TemplateError, nearest
+from imprint.render.split import find_stop, find_thought, split_reply
+from imprint.render.template import PRESETS, SWITCHES, Refused, Template, as_template_input, find_template
 from imprint.render.tokens import Encoder
 
 if TYPE_CHECKING:
@@ -102,13 +103,14 @@ def prepare_rendering(
         key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
     }
     made = Template(source, name, special, now, dict(options or {}))
+    _check_options(made)
     encoder = Encoder(tokenizer)
     made, note = choose_switch(made, conversations)
     notes += [note] if note else []
     ending = made.ending
-    spans = encoder.added_spans(ending)
-    if spans:
-        stop = ending[spans[0][0] : spans[0][1]]
+    span = find_stop(ending, encoder)
+    if span:
+        stop = ending[slice(*span)]
     elif encoder.eos is not None:
         stop = encoder.eos
         notes.append(f"the template ends a reply with no stop token: {stop} is trained as the stop")
@@ -122,9 +124,48 @@ def prepare_rendering(
     eos: Any = tokenizer.eos_token_id
     if template in PRESETS:
         tokenizer.eos_token = stop  # so that tools that read only the tokenizer stop there too
-    first: Any = tokenizer.convert_tokens_to_ids(stop)
+    own: Any = tokenizer.convert_tokens_to_ids([stop, _stop_of_calls(made, encoder) or stop])
     others = [int(i) for i in (eos, *config_stops) if i is not None and int(i) < encoder.num_tokens]
-    return Rendering(made, encoder, tuple(dict.fromkeys([int(first), *others])), tuple(added), tuple(notes))
+    return Rendering(made, encoder, tuple(dict.fromkeys([*own, *others])), tuple(added), tuple(notes))
+
+
+def _stop_of_calls(template: Template, encoder: Encoder) -> str | None:
+    """The token that ends a reply with tool calls: another one than elsewhere in Harmony (`<|call|>`)."""
+    function = {"name": "probe", "description": "Probes.", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {}}}
+    reply = Message("assistant", "", tool_calls=(call,))
+    messages = [{"role": "user", "content": "Qx7"}, as_template_input(reply)]
+    tools = [{"type": "function", "function": function}]
+    try:
+        prompt = template.render(messages[:1], tools, add_generation_prompt=True)
+        completion, _ = split_reply(prompt, template.render(messages, tools), reply, template, encoder)
+    except Refused:
+        return None
+    spans = encoder.added_spans(completion)
+    return completion[slice(*spans[-1])] if spans else None
+
+
+def _check_options(template: Template) -> None:
+    """TemplateError where an option would have no effect, or could not be written into the saved template."""
+    for key, value in template.options.items():
+        if key not in template.variables:
+            like = nearest(key, template.variables)
+            raise TemplateError(
+                f"the template has no option {key!r}",
+                where=template.name,
+                found=f"template_options.{key}={value!r}",
+                expected=f"a variable that it reads: {', '.join(sorted(template.variables))}",
+                fix=f"write {like}" if like else "remove it",
+            )
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TemplateError(
+                f"the option {key!r} is neither a text, a number, a list nor an object",
+                where=template.name,
+                found=f"template_options.{key}={value!r}",
+                fix="write it in quotes",
+            ) from error
 
 
 def _add_missing(tokenizer: Any, wanted: Sequence[str]) -> list[str]:
@@ -156,7 +197,11 @@ def choose_switch(template: Template, conversations: Sequence[Conversation]) -> 
         if key in template.options or key not in template.source:
             continue
         other = template.with_options(switch)
-        if not _leaves_thought_open(other.render([{"role": "user", "content": "probe"}], (), True)):
+        try:
+            prompt = other.render([{"role": "user", "content": "probe"}], add_generation_prompt=True)
+        except Refused:
+            continue
+        if not _leaves_thought_open(prompt):
             return other, (
                 f"the template opens a thought and the data has none: {key}=false is set, "
                 "for training and as the default of the saved model"
@@ -165,8 +210,8 @@ def choose_switch(template: Template, conversations: Sequence[Conversation]) -> 
 
 
 def _leaves_thought_open(prompt: str) -> bool:
-    found = OPEN_THOUGHT.search(prompt)
-    return found is not None and not found["close"]
+    found = find_thought(prompt)
+    return found is not None and not found.closed
 
 
 def config_stops(folder: Path) -> list[int]:

@@ -117,7 +117,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "strftime_now": _clock(now),
         }
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]  # Jinja stores a function here
+    def concat(self, parts: Iterable[str]) -> str:
         if not isinstance(parts, Pieces):
             pieces = Pieces()
             pieces.extend(parts)
@@ -131,9 +131,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-            check_size(len(left) + len(right))
-        elif operator == "*":
+        if operator == "+":
+            if hasattr(left, "__len__") and hasattr(right, "__len__"):
+                check_size(len(left) + len(right))
+            return left + right
+        if operator == "*":
             check_product(left, right)
         elif operator == "**":
             check_power(left, right)
@@ -151,7 +153,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         def limited_format(*args: Any, **kwargs: Any) -> str:
             check_format(value.__self__, "{", [*args, *kwargs.values()])
-            return inner(*args, **kwargs)
+            return str(inner(*args, **kwargs))
 
         return limited_format
 
@@ -195,9 +197,9 @@ def _join(environment: jinja2.Environment, value: Any, d: str = "", attribute: A
 
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = str(_measured(text)), str(_measured(old)), str(_measured(new))
-    check_replace(text, old, new)
-    return text.replace(old, new, -1 if count is None else count)
+    whole, part, other = (str(_measured(value)) for value in (text, old, new))
+    check_replace(whole, part, other)
+    return whole.replace(part, other, -1 if count is None else count)
 
 
 def _center(value: Any, width: int = 80) -> str:

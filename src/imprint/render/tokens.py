@@ -2,15 +2,16 @@
 
 An added token (`<|im_start|>`) splits a text: what stands on either side of it is encoded
 on its own. So a prefix that ends at an added token has a prefix of the ids, and a short
-tail behind one (`assistant\\n`) has the same ids wherever it stands. A sample of every
-chunk is compared with whole tokenisation; one difference switches the shortcut off.
+tail behind one (`assistant\\n`) has the same ids wherever it stands. Tokens that are looked
+for only after normalisation are no such cuts. A sample of every chunk is compared with
+whole tokenisation; one difference switches the shortcut off.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int32]
 _CACHED_TAIL = 64  # characters; longer tails are not likely to come again
+_MOST_TAILS = 4096  # kept
 _CHECKED = 61  # every so many-th turn is compared with whole tokenisation
 
 
@@ -40,12 +42,14 @@ class Encoder:
         if self.backend is not None:  # a tokenizer.json may bring limits of its own
             self.backend.no_truncation()
             self.backend.no_padding()
-        self.added = {int(i): token.content for i, token in self.tokenizer.added_tokens_decoder.items()}
-        contents = sorted((content for content in self.added.values() if content), key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
-        size = max([len(self.tokenizer), *(i + 1 for i in self.added)])
-        self.is_added = np.zeros(size, dtype=bool)
-        self.is_added[list(self.added)] = True
+        added = {int(i): token for i, token in self.tokenizer.added_tokens_decoder.items()}
+        self.added = {i: token.content for i, token in added.items()}
+        self.pattern = _any_of(self.added.values())
+        cuts = {i: token.content for i, token in added.items() if not token.normalized}
+        self.cuts = _any_of(cuts.values())
+        size = max([len(self.tokenizer), *(i + 1 for i in added)])
+        self.is_cut = np.zeros(size, dtype=bool)
+        self.is_cut[list(cuts)] = True
         self.eos: str | None = self.tokenizer.eos_token
         self.num_tokens = size
         self.exact_shortcut = True
@@ -94,7 +98,7 @@ class Encoder:
     def _completion(self, turn: PromptAndCompletion, prompt: Ids, whole: Ids) -> tuple[Ids, Ids | str]:
         size = len(prompt)
         if len(whole) > size and np.array_equal(whole[:size], prompt):
-            return prompt, whole[size:]
+            return whole[:size], whole[size:]
         completion = self._continuation(turn.completion)
         if completion is None or self.decode(np.concatenate((prompt, completion))) != self.decode(whole):
             return prompt, "its tokens cannot be cut between prompt and reply"
@@ -114,7 +118,7 @@ class Encoder:
         owner = [0] * len(pairs)
         for i in range(len(pairs) - 1, -1, -1):
             whole = pairs[i][1]
-            if not (containers and containers[-1].startswith(whole) and self._ends_added(whole)):
+            if not (containers and containers[-1].startswith(whole) and self._ends_at_cut(whole)):
                 containers.append(whole)
             owner[i] = len(containers) - 1
         encoded = self.encode(containers)
@@ -148,17 +152,23 @@ class Encoder:
             if len(head) and (not len(ids) or ids[0] != head[-1]):  # the token reads otherwise up front
                 out[i][side] = self.encode([pairs[i][side]])[0]
                 continue
-            if len(head) and len(tail) <= _CACHED_TAIL:
+            if len(head) and len(tail) <= _CACHED_TAIL and len(self._tails) < _MOST_TAILS:
                 self._tails[tail] = ids
             out[i][side] = np.concatenate((head[:-1], ids))
         return [(prefix, whole) for prefix, whole in out]
 
-    def _ends_added(self, text: str) -> bool:
-        spans = self.added_spans(text[-_CACHED_TAIL:])
-        return bool(spans) and spans[-1][1] == len(text[-_CACHED_TAIL:])
+    def _ends_at_cut(self, text: str) -> bool:
+        end = text[-_CACHED_TAIL:]
+        return any(match.end() == len(end) for match in self.cuts.finditer(end))
 
     def _marks(self, text: str, ids: Ids) -> tuple[list[int], list[int]]:
-        """Where added tokens end in the text, and their indices among the ids; none where the two disagree."""
-        ends = [match.end() for match in self.pattern.finditer(text)]
-        where = np.flatnonzero(self.is_added[ids]).tolist()
+        """Where cuts end in the text, and their indices among the ids; none where the two disagree."""
+        ends = [match.end() for match in self.cuts.finditer(text)]
+        where = np.flatnonzero(self.is_cut[ids]).tolist()
         return (ends, where) if len(ends) == len(where) else ([], [])
+
+
+def _any_of(contents: Iterable[str]) -> re.Pattern[str]:
+    """Finds the longest of these texts at each place, as tokenizers do."""
+    longest_first = sorted(filter(None, contents), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -12,6 +12,7 @@ import pytest
 
 import imprint
 from imprint import cli
+from imprint.cli_arguments import split_arguments
 from imprint.errors import Interrupted, RunFailed
 
 BASE = ["model=base", "data=train.jsonl"]
@@ -121,7 +122,7 @@ def test_the_package_is_lazy():
     ],
 )
 def test_the_first_argument_without_equals_is_the_recipe(arguments, expected):
-    assert cli.split_arguments(arguments) == expected
+    assert split_arguments(arguments) == expected
 
 
 # ---- config show

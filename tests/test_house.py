@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 # `prepare` and `save` are what run does before and after training, `show` is prepare without a model,
 # `folder` is what run keeps.
 FLOOR = {
-    "cli": 7, "api": 7,
+    "cli": 7, "cli_config": 7, "cli_arguments": 7, "api": 7,
     "run": 6, "prepare": 6, "save": 6, "show": 6, "folder": 6, "demo": 6,
     "train": 5, "evaluate": 5, "export": 5, "serve": 5, "studio": 5, "synth": 5,
     "distributed": 4,

@@ -24,6 +24,7 @@ from imprint.model.load import model_fingerprint
 from imprint.prepare import Prepared
 from imprint.recipe import DataSource, Recipe
 from imprint.render.template import PRESETS
+from imprint.track import events
 from imprint.train.checkpoint import write_text
 
 
@@ -91,11 +92,11 @@ def read_facts(run: Path) -> dict[str, Any]:
             expected="a folder made by imprint train, with recipe.yaml and run.json",
             fix="give the folder that imprint train printed",
         )
-    if (run / "model").is_dir():
+    if (run / "model").is_dir() and any(e["kind"] == "end" for e in events.read(run / "events.jsonl")):
         raise RunError(
             "this run is finished",
             where=str(run),
-            found="its model/ is there",
+            found="its model/ is there, and its last event is its end",
             fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
         )
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from imprint.distributed.mesh import Mesh
 from imprint.distributed.shard import whole
 from imprint.model.rowmodel import RowModel
 from imprint.render.resolve import Rendering
-from imprint.train.checkpoint import seal
+from imprint.train.checkpoint import is_valid, seal
 
 
 def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, mesh: Mesh) -> None:
@@ -22,7 +22,7 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
     """
     inner: Any = model.model
     tensors = {name: whole(value.detach()).cpu() for name, value in inner.state_dict().items()}
-    if not mesh.is_main:
+    if not mesh.is_main or is_valid(path):  # valid: the run was killed after this was done
         mesh.wait()
         return
     partial = path.with_name(path.name + ".partial")

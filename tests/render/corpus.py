@@ -75,27 +75,31 @@ CALL = {
     "function": {"name": "add_up", "arguments": '{"a": 1, "b": 2}'},
 }
 
+# users say zebra, systems say walrus, and no reply says either
 CONVERSATIONS = {
-    "single": talk(user("What is 2 + 2?"), reply("It is 4.")),
+    "single": talk(user("zebra: what is 2 + 2?"), reply("It is 4.")),
     "several": talk(
-        user("Hi"), reply("Hello! How are you?"), user("What is\n\n2 + 2?"), reply("It is\n 4."), user("Bye"),
-        reply("Goodbye 👋🏽"),
+        user("Hi zebra"), reply("Hello! How are you?"), user("zebra\n\n2 + 2 zebra"), reply("It is\n 4."),
+        user("Bye zebra"), reply("Goodbye 👋🏽"),
     ),
-    "system": talk(Message("system", "Be brief."), user("Hi"), reply("Hello!"), user("2 + 2?"), reply("4")),
+    "system": talk(
+        Message("system", "Be a walrus."), user("Hi zebra"), reply("Hello!"), user("2 zebras?"), reply("4")
+    ),
     "tools": talk(
-        user("Add 1 and 2"),
+        user("zebra: add 1 and 2"),
         reply("", tool_calls=(CALL,)),
         Message("tool", "3", name="add_up", tool_call_id="abcde1234"),
         reply("It is 3."),
         tools=TOOLS,
     ),
     "reasoning": talk(
-        user("Hi"),
+        user("Hi zebra"),
         reply("Hello!", reasoning="They greet me."),
-        user("What is 2 + 2?"),
+        user("What is 2 + 2, zebra?"),
         reply("It is 4.", reasoning="Two and two\nare four."),
     ),
 }  # fmt: skip
+
 
 # how the templates' own models name begin and end of text, by what the template writes
 NAMES = [
@@ -109,7 +113,9 @@ NAMES = [
     ("<|end|>", "<s>", "<|endoftext|>"),
     ("", "<s>", "</s>"),
 ]
-_CONTROL = re.compile(r"<\|[\w ▁]+\|>|<｜[\w▁]+｜>|<(?:start|end)_of_(?:turn|utterance)>|<seed:\w+>|<sep>|\[/?[A-Z]{4,}(?:_[A-Z]+)*\]")
+_CONTROL = re.compile(
+    r"<\|[\w ▁]+\|>|<｜[\w▁]+｜>|<(?:start|end)_of_(?:turn|utterance)>|<seed:\w+>|<sep>|\[/?[A-Z]{4,}(?:_[A-Z]+)*\]"
+)
 
 
 @cache

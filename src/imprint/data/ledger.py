@@ -130,7 +130,8 @@ class Ledger:
             name: {"total": level.total, "kept": level.kept, "left": _tallies_to_json(level.left)}
             for name, level in self._levels()
         }
-        return levels | {"files": self.files, "warnings": _tallies_to_json(self.warnings)}
+        warnings = _tallies_to_json(self.warnings)
+        return levels | {"files": self.files, "warnings": warnings, "details": self.details}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ledger:
@@ -140,6 +141,7 @@ class Ledger:
             level.total, level.kept = value[name]["total"], dict(value[name]["kept"])
             level.left = _tallies_from_json(value[name]["left"])
         ledger.files, ledger.warnings = dict(value["files"]), _tallies_from_json(value["warnings"])
+        ledger.details = dict(value["details"])
         return ledger
 
     def table(self) -> Table:

@@ -83,6 +83,11 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     console.print(Rule("4  After: the same questions", align="left"))
     after = ask(load_speaker(result.run))
     print_answers(console, [("before", before), ("after", after)])
+    console.print(
+        "These questions stand in the demonstrations, and it has learned them by heart. It knows nothing "
+        "else: the report shows how it does on questions that were held out.",
+        style="dim",
+    )
 
     console.print(Rule("5  What there is now", align="left"))
     console.print(f"  the model    {result.model}", soft_wrap=True)

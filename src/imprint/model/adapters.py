@@ -89,7 +89,8 @@ def _in_attention(name: str) -> bool:
 
 def adapted_layers(model: PeftModel) -> str:
     """Which layers have an adapter and which linear ones have none, in one line for the log."""
-    head = model.get_base_model().get_output_embeddings()
+    base: Any = model.get_base_model()
+    head = base.get_output_embeddings()
     adapted: Counter[str] = Counter()
     bare: Counter[str] = Counter()
     for name, module in model.named_modules():

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from imprint.data.conversation import Conversation, Message
 from imprint.errors import ModelError, TemplateError, nearest
 from imprint.render.split import find_stop, find_thought, split_reply
-from imprint.render.template import PRESETS, SWITCHES, Refused, Template, as_template_input, find_template
+from imprint.render.template import (
+    PRESETS,
+    PROBE_TOOLS,
+    SWITCHES,
+    Refused,
+    Template,
+    as_template_input,
+    find_template,
+)
 from imprint.render.tokens import Encoder
 
 if TYPE_CHECKING:
@@ -131,14 +139,13 @@ def prepare_rendering(
 
 def _stop_of_calls(template: Template, encoder: Encoder) -> str | None:
     """The token that ends a reply with tool calls: another one than elsewhere in Harmony (`<|call|>`)."""
-    function = {"name": "probe", "description": "Probes.", "parameters": {"type": "object", "properties": {}}}
     call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {}}}
     reply = Message("assistant", "", tool_calls=(call,))
     messages = [{"role": "user", "content": "Qx7"}, as_template_input(reply)]
-    tools = [{"type": "function", "function": function}]
     try:
-        prompt = template.render(messages[:1], tools, add_generation_prompt=True)
-        completion, _ = split_reply(prompt, template.render(messages, tools), reply, template, encoder)
+        prompt = template.render(messages[:1], PROBE_TOOLS, add_generation_prompt=True)
+        full = template.render(messages, PROBE_TOOLS)
+        completion, _ = split_reply(prompt, full, reply, template, encoder)
     except Refused:
         return None
     spans = encoder.added_spans(completion)

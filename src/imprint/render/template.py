@@ -33,6 +33,13 @@ SWITCHES: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {"thinking":
 _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 _PROBE = "Qx7 probe"  # stands for a reply when the template is asked how it ends one
+_NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
+PROBE_TOOLS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {"name": "probe", "description": "Probes.", "parameters": _NO_PARAMETERS},
+    },
+)
 
 
 class Refused(Exception):
@@ -103,9 +110,12 @@ class Template:
     @cached_property
     def ending(self) -> str:
         """What the template writes after the text of a last reply (`<|im_end|>\\n`)."""
-        question = {"role": "user", "content": "Qx7 question"}
+        probe = [{"role": "user", "content": "Qx7 question"}, {"role": "assistant", "content": _PROBE}]
         try:
-            text = self.render([question, {"role": "assistant", "content": _PROBE}])
+            try:
+                text = self.render(probe)
+            except Refused:  # some are made for conversations with tools alone
+                text = self.render(probe, PROBE_TOOLS)
         except Refused as error:
             raise TemplateError(
                 "the chat template cannot render a question and its answer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -107,9 +108,9 @@ def load_speaker(path: Path, device: str = "cpu", template: str = "auto") -> Spe
     else:
         base = find_model(str(folder))
     tokenizer = load_tokenizer(str(folder))
-    model = load_weights(base, folder if adapter.is_file() else None, len(tokenizer))
     stops = list(dict.fromkeys(config_stops(folder) + config_stops(base)))
     rendering = prepare_rendering(tokenizer, template=template, now=datetime.now(), config_stops=stops)
+    model = load_weights(base, folder if adapter.is_file() else None, len(tokenizer))
     row_model = RowModel(model.to(device)).eval()
     return Speaker(path.name, row_model, rendering)
 
@@ -121,11 +122,13 @@ def load_weights(base: Path, adapter: Path | None, num_tokens: int) -> Any:
     refuse_remote_code(base, allowed=False)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
     if num_tokens > model.get_input_embeddings().weight.shape[0]:
-        grow_embeddings(model, num_tokens)  # new tokens of an adapter: their trained rows come with it
+        grow_embeddings(model, num_tokens)  # new tokens: those of an adapter are trained, and come with it
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft 0.21 asks transformers 5 by a name that is going away
+            model = PeftModel.from_pretrained(model, adapter)
     return model
 
 

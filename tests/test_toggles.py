@@ -1,0 +1,302 @@
+"""No option is silent: every key of the recipe changes what can be seen of a run, or is refused.
+
+`TOGGLES` has an entry for every leaf of the schema. Each names another value, and what must be other
+than in the plain run. Keys that must not change the update are at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROWS, events_of, settings, write_rows
+
+from imprint.schema import describe
+
+CHATML = """{%- if shout is defined and shout %}LOUD {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+LORA = ("method=lora",)
+FALLING = ("max_steps=6", "warmup=0")
+
+
+@dataclass(frozen=True)
+class Toggle:
+    """`base` is added to the plain run, `given` to that; `changes` must then differ, or it is `refused`."""
+
+    given: tuple[str, ...]
+    changes: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
+    refused: str = ""
+
+
+def on(*given: str, changes: str = "", base: tuple[str, ...] = (), refused: str = "") -> Toggle:
+    return Toggle(given, tuple(changes.split()), base, refused)
+
+
+VALIDATED = ("validation=0.25", "validate_every=1", "max_steps=3")
+
+TOGGLES: dict[str, list[Toggle]] = {
+    "version": [on("version=2", refused="version")],
+    "model": [on("model=other", changes="losses weights start")],
+    "revision": [on("revision=main", refused="the model is a folder here")],
+    "trust_remote_code": [
+        on("model=coded", refused="its own Python code"),
+        on("trust_remote_code=true", changes="start", base=("model=coded",), refused="before only"),
+        on("model=some/hub", "trust_remote_code=true", refused="pin the model"),
+    ],
+    "data": [on("data=fewer.jsonl", changes="data ledger batches")],
+    "data.N.path": [on("data.0.path=fewer.jsonl", changes="data ledger batches")],
+    "data.N.format": [on("data.0.format=alpaca", refused="the row is not of the format alpaca")],
+    "data.N.fields": [
+        on("data.0.fields.prompt=b", "data.0.fields.response=a", changes="turns",
+           base=("data=letters.jsonl", "data.0.fields.prompt=a", "data.0.fields.response=b")),
+    ],
+    "data.N.split": [on("data.0.split=test", refused="only hub datasets")],
+    "data.N.config": [on("data.0.config=main", refused="only hub datasets")],
+    "data.N.revision": [on("data.0.revision=main", refused="only hub datasets")],
+    "validation": [
+        on("validation=0.25", changes="data validations"),
+        on("validation=fewer.jsonl", changes="validations ledger"),
+    ],
+    "bad_rows": [on("data=broken.jsonl", "bad_rows=leave_out", changes="ledger"),
+                 on("data=broken.jsonl", refused="bad_rows=leave_out")],
+    "template": [on("template=chat.jinja", changes="start"), on("template=alpaca", changes="turns stop")],
+    "template_options": [on("template_options.shout=true", changes="turns", base=("template=chat.jinja",))],
+    "train_on": [on("train_on=last_reply", changes="turns ledger"), on("train_on=everything", changes="turns")],
+    "max_length": [on("max_length=40", changes="turns ledger")],
+    "too_long": [
+        on("too_long=truncate", changes="turns ledger", base=("max_length=40",)),
+        on("max_length=40", "too_long=error", refused="longer than max_length"),
+    ],
+    "consecutive_replies": [on("consecutive_replies=leave_out", changes="turns ledger", base=("data=two.jsonl",))],
+    "method": [on("method=lora", changes="files weights start")],
+    "lora.rank": [on("lora.rank=2", changes="weights start", base=LORA), on("lora.rank=2", refused="no adapters")],
+    "lora.alpha": [on("lora.alpha=2", changes="losses weights", base=LORA),
+                   on("lora.alpha=2", refused="no adapters")],
+    "lora.dropout": [on("lora.dropout=0.5", changes="losses weights layout", base=LORA),
+                     on("lora.dropout=0.5", refused="no adapters")],
+    "lora.targets": [on("lora.targets=attention", changes="weights start", base=LORA),
+                     on("lora.targets=[down_proj]", changes="weights start", base=LORA),
+                     on("lora.targets=[downproj]", "method=lora", refused="down_proj")],
+    "dropout": [on("dropout=0.3", changes="losses weights layout")],
+    "batch_size": [on("batch_size=2", changes="batches losses")],
+    "epochs": [on("epochs=0.5", changes="steps", base=("max_steps=null", "epochs=1"))],
+    "max_steps": [on("max_steps=2", changes="steps")],
+    "learning_rate": [on("learning_rate=1e-2", changes="rates losses weights")],
+    "schedule": [on("schedule=linear", changes="rates", base=FALLING),
+                 on("schedule=constant", changes="rates weights", base=FALLING)],
+    "warmup": [on("warmup=2", changes="rates"), on("warmup=0.9", changes="rates")],
+    "weight_decay": [on("weight_decay=0.5", changes="losses weights")],
+    "betas": [on("betas=[0.5, 0.999]", changes="weights"), on("betas=[0.9, 0.5]", changes="weights")],
+    "epsilon": [on("epsilon=1e-2", changes="weights losses")],
+    "clip": [on("clip=0.01", changes="weights"), on("clip=null", changes="weights")],
+    "seed": [on("seed=1", changes="batches losses weights")],
+    "device": [on("device=mps", refused="there is no mps device"), on("device=cuda", refused="cuda")],
+    "precision": [on("precision=bfloat16", changes="losses weights")],
+    "threads": [on("threads=2", changes="threads")],
+    "layout": [on("layout=packed", changes="computed layout"), on("layout=separate", changes="computed layout rows")],
+    "attention": [on("attention=reference", changes="attention"),
+                  on("layout=separate", "attention=reference", refused="the model's own attention")],
+    "row_tokens": [on("row_tokens=64", changes="rows computed")],
+    "activation_checkpointing": [on("activation_checkpointing=true", changes="recomputed")],
+    "validate_every": [on("validate_every=2", changes="validations", base=VALIDATED),
+                       on("validation=0", "validate_every=2", refused="nothing to do")],
+    "patience": [on("patience=1", changes="steps", base=("validation=0.25", "validate_every=1", "max_steps=4",
+                                                        "min_improvement=99")),
+                 on("validation=0", "patience=2", refused="no validation loss")],
+    "min_improvement": [on("min_improvement=99", changes="best weights", base=VALIDATED),
+                        on("validation=0", "min_improvement=1", refused="no validation loss")],
+    "save_every": [on("save_every=2", changes="checkpoints")],
+    "final": [on("final=last", changes="weights", base=(*VALIDATED, "min_improvement=99")),
+              on("validation=0", "final=best", refused="best weights cannot be told")],
+    "samples": [on("samples=2", changes="samples")],
+    "sample_tokens": [on("sample_tokens=3", changes="samples", base=("samples=2", "sample_tokens=6")),
+                      on("samples=0", "sample_tokens=3", refused="no prompt is answered")],
+    "output": [on("output=elsewhere", changes="output")],
+}  # fmt: skip
+
+
+def test_every_key_is_toggled():
+    assert TOGGLES.keys() == {setting.key for setting in describe()}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, tiny):
+    """A folder with the models and the data that the table names."""
+    from conftest import build_model
+
+    folder = tmp_path_factory.mktemp("toggles")
+    build_model(folder / "other", hidden=16)
+    for name in ("plain", "coded"):
+        (folder / name).mkdir()
+        for file in tiny.iterdir():
+            (folder / name / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "coded/config.json").read_text())
+    # code for another task: it is not run here, and still refused unless it is trusted
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_mine.Mine"}
+    (folder / "coded/config.json").write_text(json.dumps(config))
+    write_rows(folder / "rows.jsonl", ROWS)
+    write_rows(folder / "fewer.jsonl", ROWS[4:12])
+    two = [*ROWS[0]["messages"], {"role": "assistant", "content": "Or pink."}]
+    write_rows(folder / "two.jsonl", [*ROWS[1:9], {"messages": two}])
+    write_rows(folder / "letters.jsonl", [{"a": f"A{i}", "b": f"B{i}"} for i in range(9)])
+    (folder / "broken.jsonl").write_text((folder / "rows.jsonl").read_text() + '{"messages": [\n')
+    (folder / "chat.jinja").write_text(CHATML)
+    return folder
+
+
+PLAIN = ("max_steps=3", "validation=0", "layout=auto", "learning_rate=1e-3", "clip=0.5")
+
+
+@pytest.fixture(scope="module")
+def look(here, tmp_path_factory):
+    """Trains with the given settings, once each, and tells what can be seen."""
+    seen: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def look(*given: str) -> dict[str, Any]:
+        if given not in seen:
+            folder = tmp_path_factory.mktemp("run")
+            seen[given] = observe(here, folder, *given)
+        return seen[given]
+
+    return look
+
+
+def merged(*given: str) -> list[str]:
+    """Later values of a key in the place of earlier ones."""
+    values: dict[str, str] = {}
+    for argument in (*PLAIN, *given):
+        key, _, value = argument.partition("=")
+        if key == "validation" and value != "0":
+            values = {k: v for k, v in values.items() if not k.startswith("validation.")}
+        values[key] = value
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def observe(here: Path, folder: Path, *given: str) -> dict[str, Any]:
+    """Everything that a user, or the next program, can see of a small run."""
+    import torch
+
+    import imprint.train.loop as loop
+    from imprint.run import train
+    from imprint.settings import resolve
+
+    rows_seen, saved_tensors = [], []
+    arguments = settings("plain", "rows.jsonl", folder / "run", *merged(*given))
+    keys = [argument.partition("=")[0] for argument in arguments]
+    arguments = [a for i, a in enumerate(arguments) if keys[i] not in keys[i + 1 :]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        original = loop.train_step
+
+        def spy(state, rows):
+            rows_seen.append(rows)
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: saved_tensors.append(t.numel()) or t, lambda t: t
+            ):
+                return original(state, rows)
+
+        patch.setattr(loop, "train_step", spy)
+        arguments = [a if a != "output=elsewhere" else f"output={folder / 'elsewhere'}" for a in arguments]
+        result = train(resolve(None, arguments).recipe)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+    run = result.run
+    steps, (start,) = events_of(run, "step"), events_of(run, "start")
+    turns = sorted(
+        (tuple(row.tokens.tolist()), tuple(row.target.tolist()), tuple(row.weight.tolist()))
+        for rows in rows_seen
+        for row in rows
+    )
+    ledger = json.loads((run / "ledger.json").read_text())
+    (weights,) = (run / "model").glob("*.safetensors")
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    facts = json.loads((run / "run.json").read_text())
+    return {
+        "steps": [event["step"] for event in steps],
+        "losses": [event["loss"] for event in steps],
+        "rates": [event["learning_rate"] for event in steps],
+        "batches": [(event["conversations"], event["tokens"], event["trained_tokens"]) for event in steps],
+        "computed": [event["computed_tokens"] for event in steps],
+        "rows": [len(rows) for rows in rows_seen],
+        "turns": turns,
+        "recomputed": sum(saved_tensors),
+        "weights": weights.read_bytes(),
+        "files": sorted(path.name for path in (run / "model").iterdir()),
+        "ledger": ledger,
+        "data": facts["fingerprints"]["data"],
+        "stop": start["stop"],
+        "start": {key: start[key] for key in ("num_parameters", "num_trainable", "template")}
+        | {"remote": start["recipe"]["trust_remote_code"]},
+        "layout": start["recipe"]["layout"],
+        "attention": start["recipe"]["attention"],
+        "validations": [(event["step"], event["trained_tokens"]) for event in events_of(run, "validation")],
+        "best": [event["best"] for event in events_of(run, "validation")],
+        "checkpoints": [event["step"] for event in events_of(run, "checkpoint")],
+        "samples": [(sample["step"], sample["prompt"], sample["reply"]) for sample in samples],
+        "output": run.name,
+        "threads": threads,
+    }
+
+
+CASES = [(key, number) for key, toggles in TOGGLES.items() for number in range(len(toggles))]
+
+
+@pytest.mark.parametrize(("key", "number"), CASES)
+def test_a_key_has_an_effect(key, number, here, look):
+    from imprint.errors import UserError
+
+    toggle = TOGGLES[key][number]
+    if toggle.refused and not toggle.changes:
+        with pytest.raises(UserError) as caught:
+            look(*toggle.base, *toggle.given)
+        assert caught.value.exit_code == 2
+        assert toggle.refused in str(caught.value)
+        return
+    if toggle.refused:  # what the key allows is refused without it
+        with pytest.raises(UserError):
+            look(*toggle.base)
+        look(*toggle.base, *toggle.given)
+        return
+    before, after = look(*toggle.base), look(*toggle.base, *toggle.given)
+    for name in toggle.changes:
+        assert before[name] != after[name], f"{key}: {name} is the same"
+
+
+# ---- what must not change the update
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("given", "differs"),
+    [
+        (("layout=packed",), "computed"),
+        (("layout=separate",), "rows"),
+        (("row_tokens=40",), "rows"),
+        (("row_tokens=40", "layout=packed"), "rows"),
+        (("attention=reference",), "attention"),
+        (("activation_checkpointing=true",), "recomputed"),
+        (("activation_checkpointing=true", "row_tokens=40", "layout=packed"), "recomputed"),
+    ],
+)
+def test_what_is_only_means_gives_the_same_update(given, differs, method, look):
+    steps = (f"method={method}", "max_steps=6", "learning_rate=1e-2")
+    plain, other = look(*steps), look(*steps, *given)
+    assert plain[differs] != other[differs]
+    for ours, theirs in zip(other["losses"], plain["losses"], strict=True):
+        assert abs(ours - theirs) <= 1e-4
+    assert plain["batches"] == other["batches"]
+    assert max(plain["losses"]) - min(plain["losses"]) > 0.5  # it does learn: equal is not idle
+    twin = look(f"method={method}", "max_steps=6", "learning_rate=1.01e-2")
+    assert max(abs(a - b) for a, b in zip(twin["losses"], plain["losses"], strict=True)) > 1e-4
+
+
+def test_activation_checkpointing_saves_memory(look):
+    plain, other = look(), look("activation_checkpointing=true")
+    assert other["recomputed"] < 0.7 * plain["recomputed"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import imprint
-from imprint import cli
+from imprint import cli, cli_config
 from imprint.cli_arguments import split_arguments
 from imprint.errors import Interrupted, RunFailed
 
@@ -248,7 +248,7 @@ def test_exit_codes(run, monkeypatch, error, code):
     def raises(_):
         raise error
 
-    monkeypatch.setattr(cli, "_resolve", raises)
+    monkeypatch.setattr(cli_config, "resolved", raises)
     assert run("config", "show")[0] == code
 
 

@@ -56,6 +56,9 @@ LIGHT = (
     "render",
     "track",
     "cli",
+    "cli_config",
+    "cli_arguments",
+    "api",
 )
 
 

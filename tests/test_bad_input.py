@@ -101,7 +101,7 @@ def test_not_a_single_usable_row(here, refused):
 def test_no_reply_fits(here, refused):
     message = refused("max_length=5")
     assert "0 trainable rows" in message
-    assert "its prompt alone is longer than max_length" in message
+    assert "its prompt alone fills max_length" in message
     assert "rows.jsonl:1" in message
     assert "imprint show" in message
 

@@ -69,9 +69,9 @@ TOGGLES: dict[str, list[Toggle]] = {
     "template": [on("template=chat.jinja", changes="start"), on("template=alpaca", changes="turns stop")],
     "template_options": [on("template_options.shout=true", changes="turns", base=("template=chat.jinja",))],
     "train_on": [on("train_on=last_reply", changes="turns ledger"), on("train_on=everything", changes="turns")],
-    "max_length": [on("max_length=40", changes="turns ledger")],
+    "max_length": [on("max_length=47", changes="turns ledger")],
     "too_long": [
-        on("too_long=truncate", changes="turns ledger", base=("max_length=40",)),
+        on("too_long=truncate", changes="turns ledger", base=("max_length=47",)),
         on("max_length=40", "too_long=error", refused="longer than max_length"),
     ],
     "consecutive_replies": [on("consecutive_replies=leave_out", changes="turns ledger", base=("data=two.jsonl",))],

@@ -17,7 +17,7 @@ from imprint.data.ledger import Ledger
 from imprint.data.load import Loaded, load
 from imprint.errors import DataError, ModelError
 from imprint.pack.plan import Plan
-from imprint.recipe import Recipe
+from imprint.recipe import DataSource, Recipe
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
 from imprint.render.turns import LeftOut, Turn, render
 
@@ -53,24 +53,7 @@ def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) ->
     facts = read_model_facts(str(folder))
     assert facts is not None, "a folder has a config.json, or is refused"
     recipe, decisions = resolve_auto(recipe, model_facts=facts, world_size=world_size)
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=recipe.trust_remote_code)
-    ledger = Ledger()
-    loaded = load(
-        recipe.data,
-        validation=recipe.validation,
-        bad_rows=recipe.bad_rows,
-        consecutive_replies=recipe.consecutive_replies,
-        seed=recipe.seed,
-        ledger=ledger,
-    )
-    rendering = prepare_rendering(
-        tokenizer,
-        template=recipe.template,
-        options=recipe.template_options,
-        now=now,
-        conversations=loaded.train,
-        config_stops=config_stops(folder),
-    )
+    loaded, rendering, ledger = read_and_render(recipe, folder, now, recipe.validation)
     train = turns_of(loaded.train, recipe, rendering, ledger, "trained")
     validation = turns_of(loaded.validation, recipe, rendering, ledger, "validated")
     ledger.check()
@@ -90,6 +73,31 @@ def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) ->
     )
     check_ids(made)
     return made
+
+
+def read_and_render(
+    recipe: Recipe, folder: Path, now: datetime, validation: float | DataSource
+) -> tuple[Loaded, Rendering, Ledger]:
+    """The conversations, the tokenizer with its template, and the ledger so far."""
+    tokenizer = load_tokenizer(str(folder), recipe.revision, recipe.trust_remote_code)
+    ledger = Ledger()
+    loaded = load(
+        recipe.data,
+        validation=validation,
+        bad_rows=recipe.bad_rows,
+        consecutive_replies=recipe.consecutive_replies,
+        seed=recipe.seed,
+        ledger=ledger,
+    )
+    rendering = prepare_rendering(
+        tokenizer,
+        template=recipe.template,
+        options=recipe.template_options,
+        now=now,
+        conversations=loaded.train,
+        config_stops=config_stops(folder),
+    )
+    return loaded, rendering, ledger
 
 
 def turns_of(

@@ -156,7 +156,9 @@ def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
     if layout == "separate":
         row_model.base.set_attn_implementation("sdpa" if row_model.base._supports_sdpa else "eager")
     if recipe.activation_checkpointing:
-        row_model.base.activation_checkpointing_enable({"use_reentrant": False})
+        base = row_model.base  # transformers renamed it on the way to 6
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     row_model.train()
     recipe, decisions = settle(prepared, layout, attention, wanted)
     shard(row_model, mesh)

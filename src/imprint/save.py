@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from imprint.distributed.mesh import Mesh
-from imprint.distributed.shard import whole
+from imprint.distributed.shard import reshard, whole
 from imprint.model.rowmodel import RowModel
 from imprint.render.resolve import Rendering
 from imprint.train.checkpoint import is_valid, seal
@@ -21,6 +21,7 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
     Weights are saved in the type that the base model has on disk. Every rank calls this.
     """
     inner: Any = model.model
+    reshard(model)
     tensors = {name: whole(value.detach()).cpu() for name, value in inner.state_dict().items()}
     if not mesh.is_main or is_valid(path):  # valid: the run was killed after this was done
         mesh.wait()

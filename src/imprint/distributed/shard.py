@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from imprint.distributed.mesh import Mesh
@@ -36,6 +36,13 @@ def _is_layers(module: nn.ModuleList) -> bool:
     """Whether these are a transformer's layers: alike, and each with an attention or mixer inside."""
     kinds = {type(layer).__name__ for layer in module}
     return len(kinds) == 1 and any(word in next(iter(kinds)) for word in ("Layer", "Block"))
+
+
+def reshard(model: nn.Module) -> None:
+    """Put away the whole parameters that a forward without a backward (validation, answers) leaves behind."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

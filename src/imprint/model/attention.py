@@ -8,8 +8,10 @@ Windows and chunks are measured in positions, never in row indices.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -103,107 +105,93 @@ def _rules(module: nn.Module, sliding_window: int | None) -> tuple[int | None, i
     return sliding_window, chunk
 
 
-def _dense(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    scaling: float,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one layer attends, beside who sees whom."""
+
+    scale: float
+    dropout: float = 0.0
+    window: int | None = None
+    chunk: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None  # gpt_oss: a learned place per head that takes weight and gives nothing
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: Rule) -> Tensor:
     """Softmax attention written out: query [1, H, q, D], mask bool [q, k] → [1, H, q, D]."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = query @ key.transpose(-1, -2) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
     scores = scores.masked_fill(~mask, -math.inf)
-    if sinks is not None:  # gpt_oss: a learned place per head that takes weight and gives nothing
-        sink = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    if rule.sinks is not None:
+        sink = rule.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, sink], dim=-1)
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    if sinks is not None:
+    if rule.sinks is not None:
         weights = weights[..., :-1]
-    return F.dropout(weights, dropout) @ value
+    return F.dropout(weights, rule.dropout) @ value
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    groups = query.shape[1] // key.shape[1]
-    if groups == 1:
-        return key, value
-    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+def _for_transformers(compute: Callable[[Tensor, Tensor, Tensor, View, Rule], Tensor]) -> Callable[..., Any]:
+    """`compute` as transformers calls an attention function; [1, T, H, D] comes out."""
+
+    @wraps(compute)
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        end: View | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        if end is None:
+            raise RuntimeError(
+                "imprint's attention was called without `end`: rows go through RowModel, "
+                "generation through `generating(model)`"
+            )
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        window, chunk = _rules(module, sliding_window)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        rule = Rule(scale, dropout, window, chunk, softcap, s_aux)
+        return compute(query, key, value, end, rule).transpose(1, 2).contiguous(), None
+
+    return attend
 
 
-def _need(view: View | None) -> View:
-    if view is None:
-        raise RuntimeError(
-            "imprint's attention was called without `end`: rows go through RowModel, "
-            "generation through `generating(model)`"
-        )
-    return view
+@_for_transformers
+def reference(query: Tensor, key: Tensor, value: Tensor, view: View, rule: Rule) -> Tensor:
+    """The obvious way: the whole [T, T] mask. query [1, H, T, D] → [1, H, T, D]."""
+    return _dense(query, key, value, view.allowed(rule.window, rule.chunk), rule)
 
 
-def reference(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    end: View | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """The obvious way: the whole [T, T] mask. query [1, H, T, D] → [1, T, H, D]."""
-    view = _need(end)
-    key, value = _grouped(query, key, value)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = view.allowed(*_rules(module, sliding_window))
-    out = _dense(query, key, value, mask, scale, dropout, softcap, s_aux)
-    return out.transpose(1, 2).contiguous(), None
-
-
-def segments(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    end: View | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
+@_for_transformers
+def segments(query: Tensor, key: Tensor, value: Tensor, view: View, rule: Rule) -> Tensor:
     """Only what is seen: each segment against itself and the segments before it on its path."""
-    view = _need(end)
-    window, chunk = _rules(module, sliding_window)
-    key, value = _grouped(query, key, value)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     lengths = [length for length, _ in view.segments]
     queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
-    written_out = softcap is not None or s_aux is not None
     outs = []
     for number, (length, before) in enumerate(view.segments):
-        mask = view.segment_mask(number, window, chunk)
+        mask = view.segment_mask(number, rule.window, rule.chunk)
         k = torch.cat([*(keys[b] for b in before), keys[number]], dim=2) if before else keys[number]
         v = torch.cat([*(values[b] for b in before), values[number]], dim=2) if before else values[number]
-        if written_out:
-            if mask is None:
-                mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-            outs.append(_dense(queries[number], k, v, mask, scale, dropout, softcap, s_aux))
+        q = queries[number]
+        if rule.softcap is None and rule.sinks is None:
+            causal = mask is None
+            out = F.scaled_dot_product_attention(q, k, v, mask, rule.dropout, causal, scale=rule.scale)
         else:
-            outs.append(
-                F.scaled_dot_product_attention(
-                    queries[number], k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=scale
-                )
-            )
-    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+            if mask is None:
+                mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+            out = _dense(q, k, v, mask, rule)
+        outs.append(out)
+    return torch.cat(outs, dim=2)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

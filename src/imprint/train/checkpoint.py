@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imprint.distributed.shard import copy_whole, whole
+from imprint.distributed.shard import copy_whole, reshard, whole
 from imprint.errors import RunError
 from imprint.train.step import TrainState
 
@@ -223,4 +223,5 @@ def _names(state: TrainState) -> dict[int, str]:
 
 
 def _trained(model: nn.Module) -> list[tuple[str, Any]]:
+    reshard(model)  # the optimizer knows the shards
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

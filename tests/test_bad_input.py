@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+
 from conftest import CONTEXT, ROWS, events_of, imprint, settings, tree, write_rows
 
 GOOD = ROWS[0]

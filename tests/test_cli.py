@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from conftest import ROWS, environment, events_of, imprint, settings, weights_of, write_rows
 
 VERBS = ["demo", "show", "train", "resume", "chat", "config show", "config why"]
@@ -68,7 +69,16 @@ def test_show_needs_only_a_tokenizer(bare, rows, tmp_path, cli):
     done = cli("show", f"data={rows}", f"model={bare}", f"template={tmp_path / 'own.jinja'}", "--json")
     assert done.code == 0, done.err
     turns = [json.loads(line) for line in done.out.splitlines()]
-    keys = {"source", "conversation", "turn", "prompt", "completion", "prompt_ids", "completion_ids", "weights"}
+    keys = {
+        "source",
+        "conversation",
+        "turn",
+        "prompt",
+        "completion",
+        "prompt_ids",
+        "completion_ids",
+        "weights",
+    }
     assert all(keys <= turn.keys() for turn in turns)
     assert [(t["conversation"], t["turn"]) for t in turns] == [(i, 0) for i in range(8)] + [
         (i, j) for i in range(8, 16) for j in (0, 1)
@@ -245,7 +255,9 @@ def test_the_served_folder_is_whole(tiny, rows, tmp_path, cli):
 def test_the_model_of_a_run_can_be_trained_on(tiny, rows, tmp_path, cli):
     run = tmp_path / "run"
     assert cli("train", *settings(tiny, rows, run, "max_steps=2")).code == 0
-    given = [s for s in settings(run / "model", rows, tmp_path / "next", "max_steps=1") if "template" not in s]
+    given = [
+        s for s in settings(run / "model", rows, tmp_path / "next", "max_steps=1") if "template" not in s
+    ]
     assert cli("train", *given).code == 0
 
 

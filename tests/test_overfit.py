@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import build_model, events_of, imprint, settings, write_rows
 
+from conftest import build_model, events_of, imprint, settings, write_rows
 from imprint.data.conversation import Message
 from imprint.demo.base import demonstrations
 
@@ -87,9 +87,11 @@ def test_a_small_model_learns_32_conversations_by_heart(base, data, conversation
 
 
 @pytest.mark.slow
-def test_and_so_do_adapters(base, data, conversations, tmp_path):
+def test_and_so_do_adapters(data, conversations, tmp_path):
+    """Embeddings and head stay as they were drawn: large enough that a head can be sure of a token."""
+    base = build_model(tmp_path / "base", hidden=128, initializer_range=0.2)
     run = tmp_path / "run"
-    given = ("method=lora", "lora.rank=64", "lora.alpha=128", "epochs=300", "learning_rate=5e-3")
+    given = ("method=lora", "lora.rank=32", "epochs=250", "learning_rate=5e-3")
     overfit(base, data, run, *given)
     assert reproduces(run, conversations) >= 48
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import (
     ROWS,
     SOURCE,
-    build_model,
     events_of,
     imprint,
     losses,

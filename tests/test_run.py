@@ -1,24 +1,117 @@
-from conftest import SMALL, events_of
+"""What a run leaves behind, and when it counts as finished."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import yaml
+
+from conftest import events_of, losses, settings, tree, weights_of
+from imprint.errors import RunError
+
+KILL = signal.SIGKILL
 
 
-def test_it(tiny, rows, tmp_path, cli):
-    import time
+def test_what_a_run_leaves(tiny, rows, tmp_path, cli):
+    run = tmp_path / "run"
+    assert cli("train", *settings(tiny, rows, run, "max_steps=3", "samples=1")).code == 0
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.yaml", "run.json", "ledger.json", "events.jsonl", "samples.jsonl", "report.html",
+        "checkpoints", "model",
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing is left aside
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    autos = [key for key, value in recipe.items() if value == "auto"]
+    assert autos == [], "what is auto is resolved once, and kept"
+    assert (recipe["layout"], recipe["attention"]) == ("shared", "segments")
+    ledger = json.loads((run / "ledger.json").read_text())
+    for level in ledger["records"], ledger["conversations"], ledger["turns"]:
+        left = sum(tally["count"] for tally in level["left"].values())
+        assert level["total"] == sum(level["kept"].values()) + left
+    assert "It is" in (run / "report.html").read_text() or "Name" in (run / "report.html").read_text()
 
-    for extra in ([], ["method=lora"]):
-        t = time.time()
-        done = cli(
-            "train",
-            f"model={tiny}",
-            f"data={rows}",
-            f"output={tmp_path / ('run' + str(len(extra)))}",
-            *SMALL,
-            "max_steps=3",
-            *extra,
-        )
-        print(time.time() - t, done)
-    for e in events_of(tmp_path / "run0"):
-        print(str(e)[:200])
-    import subprocess
 
-    print(subprocess.run(["find", str(tmp_path)], capture_output=True, text=True).stdout)
-    assert 0
+def test_a_run_that_breaks_says_so_and_keeps_its_checkpoint(tiny, rows, tmp_path, cli, monkeypatch):
+    """A loss that is not finite changes no weight, ends with code 1, and can be taken up."""
+    import imprint.train.step as step
+
+    run = tmp_path / "run"
+    original, calls = step.accumulate, 0
+
+    def breaks(state, rows):
+        nonlocal calls
+        calls += 1
+        loss = original(state, rows)
+        return loss * float("nan") if calls == 3 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "accumulate", breaks)
+        done = cli("train", *settings(tiny, rows, run, "max_steps=4", "save_every=1"))
+    assert done.code == 1
+    assert "not finite at step 3" in done.err
+    assert "Traceback" not in done.err
+    assert not (run / "model").exists()
+    assert cli("resume", run).code == 0
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4]
+    whole = tmp_path / "whole"
+    assert cli("train", *settings(tiny, rows, whole, "max_steps=4", "save_every=1")).code == 0
+    assert weights_of(run) == weights_of(whole)
+
+
+def test_killed_when_the_model_is_there_and_its_end_is_not_told(tiny, rows, tmp_path, start, cli):
+    """The model is whole by then: resume adds the end and the report."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert cli("train", *settings(tiny, rows, whole, "max_steps=3")).code == 0
+    last = ("imprint.train.checkpoint.sync", count_of_syncs(tiny, rows, tmp_path / "count"), KILL)
+    given = settings(tiny, rows, run, "max_steps=3")
+    assert start("train", *given, signal_before=last).wait().code == -KILL
+    assert weights_of(run) == weights_of(whole)
+    assert events_of(run, "end") == []
+    done = cli("resume", run)
+    assert done.code == 0, done.err
+    assert weights_of(run) == weights_of(whole)
+    assert losses(run) == losses(whole)
+    assert len(events_of(run, "end")) == 1
+    assert (run / "report.html").is_file()
+
+
+def count_of_syncs(tiny, rows, run) -> int:
+    """How often such a run syncs; the last is that of the folder which its model has just moved into."""
+    import imprint.train.checkpoint as checkpoint
+    from imprint.run import train
+    from imprint.settings import resolve
+
+    calls = 0
+    original = checkpoint.sync
+
+    def counted(path):
+        nonlocal calls
+        calls += 1
+        original(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "sync", counted)
+        train(resolve(None, settings(tiny, rows, run, "max_steps=3")).recipe)
+    return calls
+
+
+def test_two_runs_into_one_folder(tiny, rows, tmp_path, start, cli):
+    """The second finds the folder of the first and leaves it alone."""
+    run = tmp_path / "run"
+    first = start("train", *settings(tiny, rows, run, "validation=0"))
+    done = start("train", *settings(tiny, rows, run, "max_steps=1"))
+    codes = sorted((first.wait().code, done.wait().code))
+    assert codes == [0, 2], "one of them trains"
+    assert len(losses(run)) in (1, 12)
+    before = tree(run)
+    assert cli("train", *settings(tiny, rows, run, "max_steps=1")).code == 2
+    assert tree(run) == before
+    assert [path.name for path in tmp_path.glob("run*")] == ["run"]
+
+
+def test_the_debug_switch_shows_the_traceback(tmp_path, cli, monkeypatch):
+    monkeypatch.setenv("IMPRINT_DEBUG", "1")
+    with pytest.raises(RunError, match="not a run folder"):
+        cli("resume", tmp_path)

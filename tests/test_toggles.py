@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROWS, events_of, settings, write_rows
 
+from conftest import ROWS, events_of, settings, write_rows
 from imprint.schema import describe
 
 CHATML = """{%- if shout is defined and shout %}LOUD {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import Ended, environment, events_of, losses, settings, tree, weights_of
 
 STEPS = ("max_steps=6", "validation=0.2", "validate_every=3", "save_every=2", "learning_rate=1e-2", "samples=1",

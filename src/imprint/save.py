@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
             config.base_model_name_or_path = str(base.resolve())
         inner.save_pretrained(partial, state_dict=tensors, save_embedding_layers=False)
         model.base.generation_config.save_pretrained(partial)
+        _tidy_adapter(partial)
     else:
         kept = _type_on_disk(base)
         tensors = {
@@ -49,6 +51,16 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
     tokenizer.save_pretrained(partial)
     seal(partial, path)
     mesh.wait()
+
+
+def _tidy_adapter(folder: Path) -> None:
+    """Undo two habits of PEFT: names in the order of a set (other bytes each time), a card of blanks."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _type_on_disk(folder: Path) -> torch.dtype:

@@ -7,10 +7,10 @@ import textwrap
 import time
 
 import pytest
-from render.corpus import CONVERSATIONS, NOW, TEMPLATES, label, needs_templates, template_source
 
 from imprint.render import limits
 from imprint.render.template import Refused, Template, as_template_input
+from render.corpus import CONVERSATIONS, NOW, TEMPLATES, label, needs_templates, template_source
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
@@ -21,17 +21,10 @@ def rendered(source: str, **variables) -> str:
 
 @pytest.fixture(scope="module")
 def reference():
-    """transformers' own renderer, its clock fixed."""
-    from transformers.utils import chat_template_utils as module
+    """transformers' own renderer."""
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    class Clock(module.datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return NOW
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "datetime", Clock)
-        yield module.render_jinja_template
+    return render_jinja_template
 
 
 @needs_templates

@@ -10,17 +10,17 @@ import threading
 
 import pytest
 import torch
-from conftest import ROWS, events_of, settings, tree, write_rows
 from safetensors.torch import load_file
-from tiny import random_turns, row_model, tiny_model
 
+from conftest import ROWS, events_of, settings, tree, write_rows
 from imprint.distributed.mesh import Mesh
 from imprint.errors import Interrupted
 from imprint.pack.plan import Plan, share_out
 from imprint.train.checkpoint import Counters, latest_checkpoint
-from imprint.train.loop import Data, Outcome, Watch, stop_signals, train
+from imprint.train.loop import Data, Outcome, Watch, seed_noise, stop_signals, train
 from imprint.train.optim import Schedule, adamw
 from imprint.train.step import TrainState, evaluate
+from tiny import random_turns, row_model, tiny_model
 
 
 class Told:
@@ -122,11 +122,23 @@ def test_a_signal_saves_and_stops(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_the_noise_of_a_step_is_its_own():
+    """Of the step, the seed and the rank alone: what was drawn before does not matter."""
+    drawn = {}
+    for key in [(0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1)]:
+        seed_noise(*key)
+        drawn[key] = tuple(torch.rand(3).tolist())
+    assert len(set(drawn.values())) == 4
+    seed_noise(0, 1, 0)
+    assert tuple(torch.rand(3).tolist()) == drawn[0, 1, 0]
+
+
 def test_a_second_signal_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), stop_signals() as received:
+    with stop_signals() as received:
         os.kill(os.getpid(), signal.SIGINT)
         assert received == ["Ctrl-C"]
-        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_beside_the_main_thread_signals_are_left_alone():

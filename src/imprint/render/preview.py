@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TRAINED = ("black on green3", "black on dark_sea_green2")
 STOP = "bold white on dark_green"
 CONTEXT = ("grey66", "grey50")
+_LONGEST_CHARACTER = 8  # tokens that may wait for one character to end
 
 
 def as_json(turn: Turn, number: int, encoder: Encoder) -> dict[str, Any]:
@@ -85,19 +86,29 @@ def legend() -> Text:
 
 
 def pieces(ids: Ids, encoder: Encoder) -> list[str]:
-    """The text of each token; tokens that hold parts of one character come as one piece."""
+    """The text of each token, which together give the text of all.
+
+    Tokens that hold parts of one character come as one piece; a token's text is what it adds
+    behind the piece before it, since many tokenizers drop the space of a first word.
+    """
     out: list[str] = []
+    before: list[int] = []
     waiting: list[int] = []
     for token in ids.tolist():
         waiting.append(token)
-        text = encoder.decode(waiting)
-        if not text.endswith("�") or len(waiting) >= 8:
-            out.append(text)
-            waiting = []
-    return out + ([encoder.decode(waiting)] if waiting else [])
+        text = encoder.decode(before + waiting)
+        if text.endswith("�") and len(waiting) < _LONGEST_CHARACTER:
+            continue
+        out.append(text[len(encoder.decode(before)) :])
+        before, waiting = waiting, []
+    rest = encoder.decode(before + waiting)[len(encoder.decode(before)) :]
+    return out + ([rest] if rest else [])
 
 
 def visible(text: str) -> str:
     """The text with its newlines marked, and control characters shown."""
     marked = text.replace("\n", "↵\n").replace("\t", "⇥\t").replace("\r", "␍")
-    return "".join(char if char in "\n\t" or char.isprintable() else f"\\x{ord(char):02x}" for char in marked)
+    return "".join(
+        char if char in "\n\t" or char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in marked
+    )

@@ -2,7 +2,7 @@
 
     step-000100/
         weights.safetensors     trainable parameters, whole tensors
-        optimizer.safetensors   AdamW's moments, and the state of the random generators
+        optimizer.safetensors   AdamW's moments and step counts
         state.json              step and counters
         manifest.json           sizes and hashes of the others; written last
 
@@ -159,7 +159,7 @@ def best_of(path: Path) -> Path:
 
 
 def load_checkpoint(path: Path, state: TrainState) -> Counters:
-    """Put a checkpoint's weights, optimizer, step and random state into `state`; its counters."""
+    """Put a checkpoint's weights, optimizer and step into `state`; its counters."""
     load_weights(path, state.model)
     optimizer = load_file(path / "optimizer.safetensors")
     names = _names(state)
@@ -172,9 +172,6 @@ def load_checkpoint(path: Path, state: TrainState) -> Counters:
                     copy_whole(slots[key], optimizer[f"{names[id(parameter)]}/{key}"])
             step = optimizer[f"{names[id(parameter)]}/step"]
             state.optimizer.state[parameter] = {"step": step.to(parameter.device), **slots}
-    torch.set_rng_state(optimizer["random/cpu"])
-    if "random/cuda" in optimizer and state.device.type == "cuda":
-        torch.cuda.set_rng_state(optimizer["random/cuda"], state.device)
     facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
     state.step = facts["step"]
     return Counters(**facts["counters"])
@@ -205,17 +202,13 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by parameter, and the random generators' states."""
+    """AdamW's moments and step counts by parameter."""
     names = _names(state)
-    tensors = {
+    return {
         f"{names[id(parameter)]}/{key}": whole(value.detach()).cpu().contiguous()
         for parameter, slots in state.optimizer.state.items()
         for key, value in slots.items()
     }
-    tensors["random/cpu"] = torch.get_rng_state()
-    if state.device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(state.device)
-    return tensors
 
 
 def _names(state: TrainState) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import signal
@@ -77,6 +78,7 @@ def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Cou
         while state.step < plan.total_steps and not counters.stopped:
             conversations = plan.conversations(state.step)
             rows, tokens = data.rows(conversations, state.mesh.rank, state.mesh.size)
+            seed_noise(plan.seed, state.step, state.mesh.rank)
             stats = train_step(state, rows)
             counters.conversations += len(conversations)
             counters.tokens += tokens
@@ -112,6 +114,12 @@ def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Cou
                     f"stopped by {stopping[0]} after step {state.step:,} of {plan.total_steps:,}"
                 )
     return Outcome(counters, counters.stopped or "all steps done")
+
+
+def seed_noise(seed: int, step: int, rank: int) -> None:
+    """Make the dropout of a step a pure function of (seed, step, rank), so that a resumed run draws the same."""
+    digest = hashlib.sha256(f"noise/{seed}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def look(state: TrainState, data: Data, watch: Watch, counters: Counters) -> None:

@@ -1,0 +1,175 @@
+"""The chat: spoken to as trained, streamed as it comes, and nothing of the model's text steers the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import settings
+from imprint.data.conversation import Message
+from imprint.errors import ModelError, RunError
+from imprint.evaluate.generate import TextStream
+from imprint.serve.chat import Chat, find_trained, load_speaker
+from imprint.serve.terminal import exchange, printable, talk
+
+
+@pytest.fixture(scope="module")
+def run(tiny, rows, tmp_path_factory):
+    from imprint.run import train
+    from imprint.settings import resolve
+
+    path = tmp_path_factory.mktemp("serve") / "run"
+    train(
+        resolve(None, settings(tiny, rows, path, "max_steps=3", "method=lora", "learning_rate=1e-2")).recipe
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def speaker(run):
+    return load_speaker(run)
+
+
+def console(**given):
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=60, highlight=False, **given)
+
+
+def test_the_adapter_is_on_its_base(speaker, tiny):
+    """Its logits are those of the base with the adapter, and not those of the base."""
+    base = load_speaker(tiny, template="chatml")
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        tuned, plain = speaker.model.model(ids).logits, base.model.model(ids).logits
+    assert not torch.allclose(tuned, plain, atol=1e-3)
+
+
+def test_a_folder_with_an_adapter_is_enough(run, speaker):
+    other = load_speaker(run / "model")
+    said = [s.reply([Message("user", "Why?")], lambda _: None, 8) for s in (speaker, other)]
+    assert said[0] == said[1]
+
+
+def test_the_prompt_is_the_one_of_training(speaker, run, tiny, rows):
+    from imprint.settings import resolve
+    from imprint.show import shown_turns
+
+    recipe = resolve(None, [f"model={tiny}", f"data={rows}", "template=chatml"]).recipe
+    turns, rendering, _ = shown_turns(recipe)
+    seen = []
+    speaker.complete, original = (lambda prompt, *_, **__: seen.append(prompt) or ""), speaker.complete
+    try:
+        from conftest import ROWS
+
+        for _, turn in turns:
+            said = ROWS[turn.conversation]["messages"][: turn.turn]
+            speaker.reply([Message(m["role"], m["content"]) for m in said], lambda _: None)
+            assert np.array_equal(seen[-1], turn.prompt)
+    finally:
+        speaker.complete = original
+    assert len(seen) == 24
+    assert rendering.stop_ids == speaker.rendering.stop_ids
+
+
+def test_what_is_streamed_is_what_is_said(speaker):
+    shown: list[str] = []
+    said = speaker.reply([Message("user", "What colour is the sea?")], shown.append, 20)
+    assert "".join(shown) == said
+    assert len(shown) > 1
+
+
+def test_half_a_character_waits_for_its_other_half(speaker):
+    encoder = speaker.rendering.encoder
+    ids = encoder.encode(["A – ☃!"])[0]
+    shown: list[str] = []
+    stream = TextStream(encoder, speaker.rendering.stop_ids, shown.append)
+    stream.put(torch.tensor([1, 2, 3]))  # the prompt
+    for token in ids:
+        stream.put(torch.tensor([int(token)]))
+        assert not any("�" in piece for piece in shown)
+    stream.put(torch.tensor([speaker.rendering.stop_ids[0]]))
+    stream.end()
+    assert "".join(shown) == "A – ☃!"
+
+
+def test_a_conversation_goes_on(speaker):
+    chat, asked = Chat([speaker], "Be brief."), []
+    original = speaker.reply
+    speaker.reply = lambda messages, *_, **__: asked.append([m.content for m in messages]) or "So."
+    try:
+        chat.ask("Why?", lambda *_: None)
+        chat.ask("And?", lambda *_: None)
+        chat.messages.clear()  # /new
+        chat.ask("Who?", lambda *_: None)
+    finally:
+        speaker.reply = original
+    assert asked == [
+        ["Be brief.", "Why?"],
+        ["Be brief.", "Why?", "So.", "And?"],
+        ["Be brief.", "Who?"],
+    ]
+
+
+def test_a_full_context_is_a_message(speaker):
+    with pytest.raises(ModelError, match="longer than the model's context"):
+        speaker.reply([Message("user", "word " * 500)], lambda _: None)
+    shown = console()
+    exchange(Chat([speaker]), "word " * 500, shown, {})
+    assert "/new" in shown.file.getvalue()
+
+
+def test_a_reply_never_leaves_the_context(speaker):
+    prompt = np.full(speaker.context - 3, 40, np.int32)
+    speaker.complete(prompt, lambda _: None, max_new_tokens=500)  # three tokens are left; no error
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(speaker):
+    original = speaker.reply
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    speaker.reply = interrupted
+    shown = console()
+    try:
+        exchange(Chat([speaker]), "Why?", shown, {})
+    finally:
+        speaker.reply = original
+    assert "(stopped)" in shown.file.getvalue()
+
+
+def test_the_models_text_does_not_steer_the_terminal(speaker):
+    original = speaker.reply
+    speaker.reply = lambda _, show, **__: show("[red]\x1b[2J\x07 \u202ehi\n[/]") or "x"
+    shown = console(force_terminal=True)
+    try:
+        exchange(Chat([speaker]), "Why?", shown, {})
+    finally:
+        speaker.reply = original
+    text = shown.file.getvalue()
+    assert "[red]" in text
+    assert "[/]" in text
+    assert not any(char in text for char in "\x1b\x07\u202e")
+    assert printable("a\tb\nc\r") == "a\tb\nc�"
+
+
+def test_who_has_no_model_yet(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="no model yet") as caught:
+        find_trained(tmp_path)
+    assert f"imprint resume {tmp_path}" in str(caught.value)
+    assert find_trained(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+
+
+def test_typed_lines(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\nWhy?\n/new\n  \nWhy?\n"))
+    shown = console()
+    talk(run, shown, max_new_tokens=5)
+    text = shown.file.getvalue()
+    half = len(text) // 2
+    assert text[:half] == text[half:], "the second question is asked anew, and answered the same"
+    assert text.strip()

@@ -101,13 +101,19 @@ def read_model_facts(model: str, revision: str | None = None) -> ModelFacts | No
         raise ModelError(
             "the model folder has no config.json",
             where=model,
+            found=", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "an empty folder",
             expected="a folder as save_pretrained writes it: config.json, safetensors, tokenizer",
             fix="give the folder that holds config.json",
         )
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError("config.json is not valid JSON", where=str(config), found=str(error)) from None
+        raise ModelError(
+            "config.json is not valid JSON",
+            where=str(config),
+            found=str(error),
+            fix="copy it anew from where the model came from",
+        ) from None
     if not isinstance(values, dict):
         raise ModelError("config.json is not a JSON object", where=str(config), found=type(values).__name__)
     return facts_of(values)

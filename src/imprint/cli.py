@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImprintError as error:
         if os.environ.get("IMPRINT_DEBUG") == "1":
             raise
-        _print_error(error)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
+            _print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -83,7 +83,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """run.json of a run folder that is not finished; RunError otherwise."""
+    """run.json of a run folder; RunError where there is none."""
     path = run / "run.json"
     if not path.is_file() or not (run / "recipe.yaml").is_file():
         raise RunError(
@@ -92,15 +92,23 @@ def read_facts(run: Path) -> dict[str, Any]:
             expected="a folder made by imprint train, with recipe.yaml and run.json",
             fix="give the folder that imprint train printed",
         )
-    if (run / "model").is_dir() and any(e["kind"] == "end" for e in events.read(run / "events.jsonl")):
-        raise RunError(
-            "this run is finished",
-            where=str(run),
-            found="its model/ is there, and its last event is its end",
-            fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
-        )
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return facts
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has saved its model and logged its end."""
+    ended = any(event["kind"] == "end" for event in events.read(run / "events.jsonl"))
+    return ended and (run / "model").is_dir()
+
+
+def finished(run: Path) -> RunError:
+    return RunError(
+        "this run is finished",
+        where=str(run),
+        found="its model/ is there, and its last event is its end",
+        fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
+    )
 
 
 def fingerprints(prepared: Prepared) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from imprint import settings
-from imprint.auto import Decision
+from imprint.auto import Decision, read_model_facts
 from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
 from imprint.distributed.shard import shard
 from imprint.errors import Interrupted, RunError, RunFailed
@@ -31,6 +31,8 @@ from imprint.folder import (
     create_folder,
     differences,
     fingerprints,
+    finished,
+    is_finished,
     read_facts,
     refuse_existing,
     versions,
@@ -79,6 +81,7 @@ class Built:
 def train(recipe: Recipe, say: Say = lambda _: None) -> Result:
     """Train what `recipe` describes into a new run folder; UserError before anything is written."""
     refuse_existing(recipe)
+    read_model_facts(recipe.model, recipe.revision)  # a misspelt folder is found before the hub is asked
     folder = find_model(recipe.model, recipe.revision)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     now = datetime.now().replace(microsecond=0)
@@ -89,6 +92,10 @@ def train(recipe: Recipe, say: Say = lambda _: None) -> Result:
 def resume(run: Path, say: Say = lambda _: None) -> Result:
     """Go on with a run from its newest valid checkpoint, to the bit as if it had not stopped."""
     facts = read_facts(run)
+    if is_finished(run):
+        if not (run / "report.html").is_file():  # killed between its end and its report
+            write_report(run)
+        raise finished(run)
     recipe = settings.load(run / "recipe.yaml")
     now = datetime.fromisoformat(facts["created"])
     folder = find_model(recipe.model, recipe.revision)
@@ -111,6 +118,9 @@ def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) ->
     torch.set_num_threads(recipe.threads)
     mesh = start_mesh(recipe.device)
     try:
+        agreed = mesh.agree(now)
+        if agreed != now and "strftime_now" in prepared.rendering.template.source:
+            prepared, now = prepare(recipe, prepared.folder, agreed, mesh.size), agreed
         speak: Say = say if mesh.is_main else lambda _: None
         for part in overview(prepared):
             speak(part)

@@ -48,6 +48,8 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
         inner.set_attn_implementation(implementation)
     tokenizer = rendering.encoder.tokenizer
     tokenizer.chat_template = rendering.template.serving_source
+    for key in ("is_local", "local_files_only"):  # how it was loaded here is nothing to keep
+        tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(partial)
     seal(partial, path)
     mesh.wait()

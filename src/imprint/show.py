@@ -8,7 +8,6 @@ from pathlib import Path
 
 from imprint.auto import read_model_facts
 from imprint.data.ledger import Ledger
-from imprint.errors import ModelError
 from imprint.prepare import read_and_render, turns_of
 from imprint.recipe import Recipe
 from imprint.render.preview import numbered
@@ -25,10 +24,8 @@ def shown_turns(recipe: Recipe) -> tuple[Iterator[tuple[int, Turn]], Rendering, 
     Validation rows taken as a share are shown where they stand in the data.
     """
     folder = Path(recipe.model)
-    if not folder.is_dir() and folder.suffix:
-        raise ModelError(
-            "the model is a folder", where=f"model={recipe.model}", fix="give the folder that holds it"
-        )
+    if not folder.is_dir():
+        read_model_facts(recipe.model, recipe.revision)  # a misspelt folder is found before the hub is asked
     validation = 0.0 if isinstance(recipe.validation, float) else recipe.validation
     loaded, rendering, ledger = read_and_render(recipe, folder, datetime.now(), validation)
     if recipe.max_length == "auto":

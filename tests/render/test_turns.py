@@ -1,7 +1,6 @@
 """Each reply in the context in which a server would ask for it, to its stop, and nothing else."""
 
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -477,23 +476,3 @@ def test_twenty_replies_are_encoded_once(chatml, monkeypatch):
         return sum(seen)
 
     assert work(40) < 2.3 * work(20)
-
-
-def test_rendering_costs_little_beside_tokenising(chatml):
-    """Within a wide bar; the exact figure is a benchmark's."""
-    rows = [talk(user(f"zebra {i}: " + "what is it? " * 25), reply(f"It is {i}. " * 25)) for i in range(1500)]
-    tokenizer, template = chatml.encoder.tokenizer, chatml.template
-
-    def bare() -> None:
-        texts = [template.render([{"role": m.role, "content": m.content} for m in r.messages]) for r in rows]
-        tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-
-    def ours() -> None:
-        list(render(rows, template, chatml.encoder, max_length=NO_LIMIT))
-
-    def seconds(work) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    assert min(seconds(ours) for _ in range(3)) < 2.5 * min(seconds(bare) for _ in range(3))

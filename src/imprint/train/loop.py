@@ -72,10 +72,12 @@ class Outcome:
 def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Counters) -> Outcome:
     """Train from `state.step` to the plan's last step, or until early stopping; Interrupted on a signal."""
     started = time.perf_counter() - counters.seconds
-    if state.step == 0:
-        look(state, data, watch, counters)
     with stop_signals() as stopping:
+        if state.step == 0:
+            look(state, data, watch, counters)
         while state.step < plan.total_steps and not counters.stopped:
+            if state.step == 0 and state.mesh.any(bool(stopping)):
+                raise interrupted(state, plan, watch, stopping)  # no weight has changed: nothing to save
             conversations = plan.conversations(state.step)
             rows, tokens = data.rows(conversations, state.mesh.rank, state.mesh.size)
             seed_noise(plan.seed, state.step, state.mesh.rank)
@@ -109,11 +111,15 @@ def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Cou
                 path = save_checkpoint(watch.checkpoints, state, counters, kept)
                 watch.log.log("checkpoint", step=state.step, path=path.name)
             if stop and not last and not counters.stopped:
-                watch.log.log("interrupted", step=state.step)
-                raise Interrupted(
-                    f"stopped by {stopping[0]} after step {state.step:,} of {plan.total_steps:,}"
-                )
+                raise interrupted(state, plan, watch, stopping)
     return Outcome(counters, counters.stopped or "all steps done")
+
+
+def interrupted(state: TrainState, plan: Plan, watch: Watch, stopping: Sequence[str]) -> Interrupted:
+    """Log that the run was stopped; the error that says so."""
+    watch.log.log("interrupted", step=state.step)
+    by = stopping[0] if stopping else "another process"
+    return Interrupted(f"stopped by {by} after step {state.step:,} of {plan.total_steps:,}")
 
 
 def seed_noise(seed: int, step: int, rank: int) -> None:

@@ -112,9 +112,10 @@ def show(
             typer.echo(json.dumps(turn_as_json(turn, index, rendering.encoder), ensure_ascii=False))
     else:
         console = console_for()
-        console.print(legend())
+        colour = console.color_system is not None
+        console.print(legend(colour=colour))
         for index, turn in islice(turns, number or 3):
-            console.print(as_text(turn, index, rendering.encoder, rendering.stop_ids))
+            console.print(as_text(turn, index, rendering.encoder, rendering.stop_ids, colour=colour))
     for note in rendering.notes:
         notes.print(f"note  {note}", markup=False)
     notes.print(ledger.table())

@@ -114,3 +114,12 @@ def test_a_thought_is_announced():
     made = made_for(named("trl/deepseekv3.jinja"), conversations=[CONVERSATIONS["reasoning"]])
     turn = next(render([CONVERSATIONS["reasoning"]], made.template, made.encoder, max_length=10**6))
     assert "(thought)" in printed(turn, made)
+
+
+def test_without_colour_brackets_stand_around_what_is_trained(shown):
+    made, turns = shown
+    body = as_text(turns[0], 0, made.encoder, made.stop_ids, colour=False).renderables[1]
+    before, _, rest = body.plain.partition("⟦")
+    assert before == visible(made.encoder.decode(turns[0].prompt))
+    assert rest == visible(made.encoder.decode(turns[0].completion)) + "⟧"
+    assert "⟦" in legend(colour=False).plain

@@ -70,8 +70,9 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     console.print(Rule("1  What is trained: one demonstration, token by token", align="left"))
     turns, rendering, _ = shown_turns(recipe)
     number, turn = next(turns)
-    console.print(legend())
-    console.print(as_text(turn, number, rendering.encoder, rendering.stop_ids))
+    colour = console.color_system is not None
+    console.print(legend(colour=colour))
+    console.print(as_text(turn, number, rendering.encoder, rendering.stop_ids, colour=colour))
 
     console.print(Rule("2  Before: the model is asked", align="left"))
     before = ask(load_speaker(base, template="chatml"))

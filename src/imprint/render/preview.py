@@ -44,8 +44,13 @@ def numbered(turns: Iterable[Turn]) -> Iterator[tuple[int, Turn]]:
         yield number, turn
 
 
-def as_text(turn: Turn, number: int, encoder: Encoder, stop_ids: Sequence[int]) -> Group:
-    """One turn for a person: context in grey, what is trained on green, its stop in dark green."""
+def as_text(
+    turn: Turn, number: int, encoder: Encoder, stop_ids: Sequence[int], *, colour: bool = True
+) -> Group:
+    """One turn for a person: context in grey, what is trained on green, its stop in dark green.
+
+    Without `colour` (a file, a pipe) brackets ⟦ ⟧ stand around what is trained.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -61,18 +66,23 @@ def as_text(turn: Turn, number: int, encoder: Encoder, stop_ids: Sequence[int]) 
         body.append(visible(piece), CONTEXT[i % 2])
     stop = len(turn.completion) - 1 if turn.completion[-1] in stop_ids else -1
     trained_ids = turn.completion[:stop] if stop >= 0 else turn.completion
+    body.append("" if colour else "⟦")
     for i, piece in enumerate(pieces(trained_ids, encoder)):
         body.append(visible(piece), TRAINED[i % 2])
     if stop >= 0:
         body.append(visible(encoder.decode(turn.completion[stop:])), STOP)
-    else:
+    body.append("" if colour else "⟧")
+    if stop < 0:
         body.append(" (no stop is trained)", "bold red")
     return Group(head, body, Text())
 
 
-def legend() -> Text:
-    """What the colours mean."""
+def legend(*, colour: bool = True) -> Text:
+    """What the colours mean, or the brackets where there are none."""
     from rich.text import Text
+
+    if not colour:
+        return Text("context ⟦trained, with its stop⟧   ↵ is a newline")
 
     return Text.assemble(
         ("context", CONTEXT[0]),

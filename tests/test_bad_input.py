@@ -360,3 +360,64 @@ def test_chat_with_a_run_that_was_stopped(here, start, cli):
     done = cli("chat", here / "run", "--prompt", "x")
     assert done.code == 2
     assert f"imprint resume {here / 'run'}" in done.err
+
+
+# ---- what a second look found
+
+
+LONG = {"prompt": "x " * 600, "response": "So."}
+
+
+def test_a_validation_file_with_nothing_to_validate(here, refused):
+    write_rows(here / "long.jsonl", [LONG])
+    told = refused("validation=long.jsonl")
+    assert "0 validation rows" in told
+    assert "max_length" in told
+
+
+def test_a_validation_share_with_nothing_left_is_said(here, cli, monkeypatch):
+    """The share is there, its replies are too long: the run says that it validates nothing, and ends."""
+    monkeypatch.setattr("imprint.data.load.split", lambda found, share, seed: (found[:-1], found[-1:]))
+    write_rows(here / "some.jsonl", [*ROWS, LONG])
+    done = cli("train", *settings("model", "some.jsonl", "run", "max_steps=1", "validation=0.1", "samples=2"))
+    assert done.code == 0, done.err
+    assert "nothing is validated" in " ".join(done.err.replace("│", " ").split())
+    assert not events_of(here / "run", "validation")
+
+
+@pytest.mark.parametrize("too_long", ["leave_out", "truncate"])
+def test_a_length_beyond_the_context(too_long, here, refused):
+    told = refused(f"max_length={CONTEXT + 1}", f"too_long={too_long}")
+    assert f"max_length={CONTEXT}" in told
+
+
+@pytest.mark.parametrize("output", ["rows.jsonl/run", "/proc/nowhere/run"])
+def test_an_output_that_cannot_be_made(output, here, cli):
+    before = tree(here)
+    done = cli("train", *settings("model", "rows.jsonl", output, "max_steps=1"))
+    assert done.code == 2, done.err
+    assert "cannot be made" in done.err
+    assert tree(here) == before
+
+
+def test_a_full_disk_ends_a_run_with_its_last_checkpoint_valid(here, cli, monkeypatch):
+    """The third checkpoint finds no room: exit code 1, how to go on, and going on gives the same model."""
+    import imprint.train.checkpoint as checkpoint
+
+    arguments = ["max_steps=4", "save_every=1", "validation=0"]
+    assert cli("train", *settings("model", "rows.jsonl", "whole", *arguments)).code == 0
+    save, calls = checkpoint.save_file, []
+
+    def full(*given, **named):
+        calls.append(given)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        return save(*given, **named)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    done = cli("train", *settings("model", "rows.jsonl", "run", *arguments))
+    assert done.code == 1, done.err
+    assert "No space left" in done.err
+    assert "imprint resume run" in done.err
+    assert cli("resume", "run").code == 0
+    assert tree(here / "run" / "model") == tree(here / "whole" / "model")

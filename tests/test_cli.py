@@ -22,6 +22,13 @@ def test_the_help_of_a_verb(verb, cli):
     assert f"imprint {verb} " in done.out.split("Example", 1)[1] + " "
 
 
+def test_the_help_of_a_group_has_an_example(cli):
+    for given in ([], ["config"]):
+        done = cli(*given, "--help")
+        assert "imprint config show" in done.out.split("Example", 1)[1]
+        assert max(map(len, done.out.splitlines())) <= 80
+
+
 def test_the_help_names_every_verb(cli):
     done = cli("--help")
     assert max(map(len, done.out.splitlines())) <= 80
@@ -148,6 +155,26 @@ def test_show_for_a_person(tiny, rows, cli):
 def test_show_counts_in_json_too(tiny, rows, cli):
     done = cli("show", f"model={tiny}", f"data={rows}", "template=chatml", "--json", "-n", "5")
     assert len(done.out.splitlines()) == 5
+
+
+@pytest.mark.parametrize("as_json", [["--json"], ["-n", "1000"]])
+def test_a_reader_that_leaves_is_no_failure(as_json, tiny, tmp_path):
+    """`imprint show … | head -1`: the exit code of a shell's own tools, and not a word."""
+    data = write_rows(tmp_path / "rows.jsonl", ROWS * 20)
+    command = [
+        sys.executable,
+        "-m",
+        "imprint.cli",
+        "show",
+        f"model={tiny}",
+        f"data={data}",
+        "template=chatml",
+    ]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    with subprocess.Popen([*command, *as_json], **quiet) as running:
+        assert running.stdout.readline()
+        running.stdout.close()
+        assert (running.stderr.read(), running.wait(60)) == ("", 141)
 
 
 # ---- train

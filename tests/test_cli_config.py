@@ -249,7 +249,9 @@ def test_exit_codes(run, monkeypatch, error, code):
         raise error
 
     monkeypatch.setattr(cli_config, "resolved", raises)
-    assert run("config", "show")[0] == code
+    ended, _, err = run("config", "show")
+    assert ended == code
+    assert err == ("interrupted\n" if isinstance(error, KeyboardInterrupt) else f"error {error}\n")
 
 
 def test_brackets_in_values_are_not_markup(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import pytest
 import yaml
@@ -115,3 +116,34 @@ def test_the_debug_switch_shows_the_traceback(tmp_path, cli, monkeypatch):
     monkeypatch.setenv("IMPRINT_DEBUG", "1")
     with pytest.raises(RunError, match="not a run folder"):
         cli("resume", tmp_path)
+
+
+def test_a_run_that_is_worked_on_is_not_resumed(tiny, rows, tmp_path, start, cli):
+    run = tmp_path / "run"
+    running = start("train", *settings(tiny, rows, run, "epochs=20000", "validation=0"))
+
+    def seen() -> bool:
+        return run.is_dir() and len(events_of(run, "step")) > 2
+
+    deadline = time.monotonic() + 60
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    done = cli("resume", run)
+    assert done.code == 2
+    assert "another process is working on this run" in done.err
+    assert running.signal_when(seen, signal.SIGINT).code == 130
+
+
+def test_each_sample_shows_its_own_question(tiny, tmp_path, cli):
+    """One array on one line: places are rows of one file, and equal prompts are asked once."""
+    rows = [{"prompt": f"Name {i}.", "response": f"It is {i}."} for i in (0, 1, 1, 2)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    run = tmp_path / "run"
+    given = ("max_steps=1", "validation=0", "samples=4", "sample_tokens=2")
+    assert cli("train", *settings(tiny, tmp_path / "rows.json", run, *given)).code == 0
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    before = [sample for sample in samples if sample["step"] == 0]
+    assert [sample["question"] for sample in before] == ["Name 0.", "Name 1.", "Name 2."]
+    assert all(sample["question"] in sample["prompt"] for sample in samples)
+    assert [sample["reference"] for sample in before] == ["It is 0.", "It is 1.", "It is 2."]

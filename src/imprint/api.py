@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -35,6 +37,15 @@ def make_recipe(**values: Any) -> Recipe:
 
 
 def _as_yaml(value: Any) -> str:
-    """A value on one line, as it would stand behind `key=`."""
+    """A value on one line, as it would stand behind `key=`; paths may be Path objects."""
+    value = _plain(value)
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 30)
     return text.strip().removesuffix("...").strip()  # a bare scalar ends with a document marker
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

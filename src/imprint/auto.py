@@ -91,8 +91,8 @@ def read_model_facts(model: str, revision: str | None = None) -> ModelFacts | No
     folder = Path(model)
     config = folder / "config.json"
     if not folder.is_dir():
-        if not _may_be_hub_id(model):
-            raise _no_folder(folder)
+        if not may_be_hub_id(model):
+            raise no_folder(folder)
         cached = _cached_config(model, revision)
         if cached is None:
             return None
@@ -306,12 +306,13 @@ def _first_count(config: Mapping[str, Any], names: tuple[str, ...]) -> int | Non
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
-def _may_be_hub_id(model: str) -> bool:
+def may_be_hub_id(model: str) -> bool:
     """`owner/name`, unless `owner` is a folder here: then a name in it is misspelt."""
     return bool(HUB_ID.fullmatch(model)) and not Path(model).parent.is_dir()
 
 
-def _no_folder(folder: Path) -> ModelError:
+def no_folder(folder: Path) -> ModelError:
+    """What to say of a model folder that is not there: the name most like it in its parent."""
     beside = (
         [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     )
@@ -320,7 +321,7 @@ def _no_folder(folder: Path) -> ModelError:
         "there is no such model folder",
         where=str(folder),
         expected="a folder with config.json, or a hub id of the form owner/name",
-        fix=f"write {folder.parent / likely}" if likely else "",
+        fix=f"write {folder.parent / likely}" if likely else "correct the path",
     )
 
 

@@ -1,6 +1,7 @@
 """The command line. A verb imports what it needs when it runs, so `imprint --help` is quick.
 
-Exit codes: 0 done, 1 a run failed, 2 the user can mend the input, 130 interrupted (resumable).
+Exit codes: 0 done, 1 a run failed, 2 the user can mend the input, 130 interrupted (resumable),
+141 nobody reads the output any more (`| head`).
 `IMPRINT_DEBUG=1` shows the traceback of an error instead of its message.
 """
 
@@ -44,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
             _print_error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except SystemExit as leave:
+        if isinstance(leave.__context__, BrokenPipeError):  # typer and rich would leave with 1
+            return 141
+        if leave.code == 130 and os.environ.get("RANK", "0") == "0":  # typer's for KeyboardInterrupt
+            typer.echo("interrupted", err=True)
+        raise
     return 0
 
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from imprint.auto import Decision
     from imprint.settings import Origin, Resolved
 
-config = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+config = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog="Examples: imprint config show model=models/base data=train.jsonl · "
+    "imprint config why learning_rate recipe.yaml",
+)
 
 
 @config.command("show", epilog="Example: imprint config show recipe.yaml lora.rank=8")

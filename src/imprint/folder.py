@@ -12,6 +12,10 @@ import hashlib
 import json
 import os
 import platform
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,17 +31,35 @@ from imprint.render.template import PRESETS
 from imprint.track import events
 from imprint.train.checkpoint import write_text
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes on one run are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+
+def resume_command(run: Path) -> str:
+    """What to type to go on with a run."""
+    return f"imprint resume {shlex.quote(str(run))}"
+
 
 def refuse_existing(recipe: Recipe) -> None:
-    """RunError where the run folder is there already: nothing is ever written over."""
-    path = Path(recipe.output)
+    """RunError where the run folder is there already, or could not be made: nothing is ever written over."""
+    path = Path("runs/new" if recipe.output == "auto" else recipe.output)
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunError(
+            "the run folder cannot be made",
+            where=f"output={path}",
+            found=f"{parent} is {'not writable' if parent.is_dir() else 'a file'}",
+            fix="choose another output=…",
+        )
     if recipe.output != "auto" and path.exists():
         done = (path / "model").is_dir() or not (path / "run.json").is_file()
         raise RunError(
             "the run folder exists already",
             where=f"output={path}",
             expected="a folder that does not exist yet: nothing is written over",
-            fix="choose another output=…" + ("" if done else f", or go on with it: imprint resume {path}"),
+            fix="choose another output=…" + ("" if done else f", or go on with it: {resume_command(path)}"),
         )
 
 
@@ -46,7 +68,21 @@ def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime)
     if path.exists():
         refuse_existing(recipe)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")  # of this process, so nobody else's
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+        _fill_folder(partial, prepared, recipe, now)
+        os.rename(partial, path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            "the run folder cannot be made",
+            where=f"output={path}",
+            found=str(error),
+            fix="choose another output=…, on a disk with room",
+        ) from error
+
+
+def _fill_folder(partial: Path, prepared: Prepared, recipe: Recipe, now: datetime) -> None:
     facts = {
         "imprint": version("imprint-sft"),
         "created": now.isoformat(),
@@ -62,7 +98,24 @@ def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime)
     write_text(partial / "recipe.yaml", settings.dump(with_absolute_paths(recipe)))
     write_text(partial / "run.json", json.dumps(facts, indent=1))
     write_text(partial / "ledger.json", json.dumps(prepared.ledger.to_json(), indent=1))
-    os.rename(partial, path)
+
+
+@contextmanager
+def working_on(run: Path, is_main: bool) -> Iterator[None]:
+    """Keep other processes from working on this run; RunError where one does. A killed one lets go."""
+    if fcntl is None or not is_main:
+        yield
+        return
+    with (run / "run.json").open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                "another process is working on this run",
+                where=str(run),
+                fix="wait until it has ended, or stop it",
+            ) from None
+        yield
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -107,7 +160,8 @@ def finished(run: Path) -> RunError:
         "this run is finished",
         where=str(run),
         found="its model/ is there, and its last event is its end",
-        fix=f"talk to it: imprint chat {run}; to train on, begin a new run with model={run / 'model'}",
+        fix=f"talk to it: imprint chat {shlex.quote(str(run))}; to train on, begin a new run with "
+        f"model={shlex.quote(str(run / 'model'))}",
     )
 
 

@@ -15,11 +15,12 @@ from imprint.auto import Decision, ModelFacts, read_model_facts, resolve_auto, r
 from imprint.data.conversation import Conversation
 from imprint.data.ledger import Ledger
 from imprint.data.load import Loaded, load
-from imprint.errors import DataError, ModelError
+from imprint.errors import DataError, ModelError, RecipeError
 from imprint.pack.plan import Plan
 from imprint.recipe import DataSource, Recipe
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
 from imprint.render.turns import LeftOut, Turn, render
+from imprint.track.words import plural
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,17 @@ def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) ->
     facts = read_model_facts(str(folder))
     assert facts is not None, "a folder has a config.json, or is refused"
     recipe, decisions = resolve_auto(recipe, model_facts=facts, world_size=world_size)
+    check_length(recipe, facts)
     loaded, rendering, ledger = read_and_render(recipe, folder, now, recipe.validation)
     train = turns_of(loaded.train, recipe, rendering, ledger, "trained")
     validation = turns_of(loaded.validation, recipe, rendering, ledger, "validated")
     ledger.check()
     if not train:
-        raise _nothing_to_train(ledger, recipe)
+        raise nothing_left("trainable", ledger, recipe.data)
+    if not validation and isinstance(recipe.validation, DataSource):
+        raise nothing_left("validation", ledger, [recipe.validation])
+    if not validation and loaded.validation:
+        ledger.warn("no held-out reply is left: nothing is validated", loaded.validation[0].source)
     plan = Plan(
         num_conversations=len(train),
         batch_size=recipe.batch_size,
@@ -129,6 +135,19 @@ def turns_of(
     return [turns for turns in found if turns]
 
 
+def check_length(recipe: Recipe, facts: ModelFacts) -> None:
+    """RecipeError where turns may be longer than what the model has positions for."""
+    assert isinstance(recipe.max_length, int)
+    if facts.context is not None and recipe.max_length > facts.context:
+        raise RecipeError(
+            "max_length is beyond the model's context",
+            where=f"max_length={recipe.max_length}",
+            found=f"{recipe.max_length:,} tokens",
+            expected=f"at most {facts.context:,}, the positions that its config.json gives it",
+            fix=f"max_length={facts.context}; a model whose positions reach further says so in config.json",
+        )
+
+
 def check_ids(prepared: Prepared) -> None:
     """ModelError where the tokenizer gives ids that the model's embedding does not have."""
     rows, added = prepared.facts.vocab, prepared.rendering.added
@@ -153,7 +172,8 @@ def _largest_id(groups: Sequence[Sequence[Turn]]) -> int:
     return max((int(turn.ids.max()) for turns in groups for turn in turns), default=0)
 
 
-def _nothing_to_train(ledger: Ledger, recipe: Recipe) -> DataError:
+def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> DataError:
+    """The error that says why no reply can be used."""
     reasons = [
         f"{tally.count:,} × {reason} ({tally})"
         for level in (ledger.records, ledger.conversations, ledger.turns)
@@ -161,11 +181,11 @@ def _nothing_to_train(ledger: Ledger, recipe: Recipe) -> DataError:
     ]
     details = [detail for detail in ledger.details.values() if detail]
     return DataError(
-        "0 trainable rows: every reply was left out",
-        where=", ".join(source.path for source in recipe.data),
+        f"0 {kind} rows: every reply was left out",
+        where=", ".join(source.path for source in sources),
         found="\n".join(reasons + details[:2]),
         expected="at least one reply that the template renders and max_length has room for",
-        fix=f"see what becomes of a row: imprint show model={recipe.model} data={recipe.data[0].path}",
+        fix="see what becomes of each row: give the same arguments to `imprint show`",
     )
 
 
@@ -174,7 +194,7 @@ def overview(prepared: Prepared) -> Iterator[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    plan, recipe = prepared.plan, prepared.recipe
+    plan = prepared.plan
     yield prepared.ledger.table()
     for reason, detail in prepared.ledger.details.items():
         if detail:
@@ -183,8 +203,9 @@ def overview(prepared: Prepared) -> Iterator[Any]:
     trained = sum(len(turn.completion) for turn in turns)
     yield Text.assemble(
         ("plan  ", "bold"),
-        f"{plan.total_steps:,} steps of {plan.batch_size} conversations ({recipe.epochs:g} epochs of "
-        f"{plan.num_conversations:,}), {sum(map(len, turns)):,} tokens an epoch, {trained:,} of them trained",
+        f"{plural(plan.total_steps, 'step')} of {min(plan.batch_size, plan.num_conversations):,} "
+        f"conversations: {plan.total_steps / plan.steps_per_epoch:.3g} times all "
+        f"{plan.num_conversations:,}, which hold {sum(map(len, turns)):,} tokens, {trained:,} of them trained",
     )
     table = Table(box=None, pad_edge=False, show_header=False, width=80, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)

@@ -1,10 +1,4 @@
-"""A run: recipe in, built objects out, and the run folder with all that is to be kept.
-
-recipe.yaml     every setting, resolved           events.jsonl   every metric
-run.json        what was found when it was made   samples.jsonl  answers to fixed prompts
-ledger.json     what became of every row          report.html    the story, for a person
-checkpoints/    the newest and the best           model/         what you serve
-"""
+"""A run: recipe in, built objects out, trained, and left in its folder."""
 
 from __future__ import annotations
 
@@ -12,16 +6,18 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from imprint import settings
 from imprint.auto import Decision, read_model_facts
+from imprint.data.conversation import Conversation
 from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
 from imprint.distributed.shard import shard
 from imprint.errors import Interrupted, RunError, RunFailed
@@ -35,7 +31,9 @@ from imprint.folder import (
     is_finished,
     read_facts,
     refuse_existing,
+    resume_command,
     versions,
+    working_on,
 )
 from imprint.model.adapters import adapted_layers, add_lora
 from imprint.model.checks import choose_layout
@@ -203,14 +201,20 @@ def settle(prepared: Prepared, layout: str, attention: str, wanted: str) -> tupl
 
 
 def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, say: Say) -> Result:
-    """Create or reopen the run folder, train, and leave the model and the report in it."""
-    state, recipe = built.state, built.recipe
-    mesh = state.mesh
+    """Create or reopen the run folder, and train in it."""
+    recipe, mesh = built.recipe, built.state.mesh
     fresh = run is None
     path = Path(mesh.agree(str(recipe.output))) if run is None else run
     if mesh.is_main and fresh:
         create_folder(path, prepared, recipe, now)
     mesh.wait()
+    with working_on(path, mesh.is_main):
+        return _go(prepared, built, path, fresh)
+
+
+def _go(prepared: Prepared, built: Built, path: Path, fresh: bool) -> Result:
+    """Train from the newest checkpoint, or from the beginning, to the model and the report."""
+    state, mesh = built.state, built.state.mesh
     counters = Counters()
     checkpoint = None if fresh else latest_checkpoint(path / "checkpoints", keeps_best(built))
     if checkpoint is not None:
@@ -230,13 +234,34 @@ def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, 
                     log.log("note", text=text)
             outcome = run_loop(state, built.data, prepared.plan, _watch(prepared, built, path, log), counters)
             _finish(prepared, built, path, outcome, log)
-        except Interrupted as error:
-            raise Interrupted(error.what, where=str(path), fix=f"imprint resume {path}") from None
-        finally:
-            log.sync()
-            if mesh.is_main:
-                write_report(path)
+        except BaseException as error:
+            with suppress(OSError):  # of two errors, the first is the one to tell
+                _leave(path, log, mesh)
+            raise explained(error, path) from (error if isinstance(error, OSError) else None)
+        _leave(path, log, mesh)
     return Result(path, path / "model", outcome, mesh.is_main)
+
+
+def _leave(path: Path, log: events.EventLog, mesh: Mesh) -> None:
+    log.sync()
+    if mesh.is_main:
+        write_report(path)
+
+
+def explained(error: BaseException, path: Path) -> BaseException:
+    """What the user is told where a run broke off: as it was, or with how to go on."""
+    again = resume_command(path)
+    if isinstance(error, Interrupted):
+        return Interrupted(error.what, where=str(path), fix=again)
+    if isinstance(error, OSError | SafetensorError):
+        return RunFailed(
+            "the run cannot write its files",
+            where=str(path),
+            found=str(error),
+            expected="a disk with room for the model and for two checkpoints",
+            fix=f"free some space, then go on from the last checkpoint: {again}",
+        )
+    return error
 
 
 @contextmanager
@@ -262,12 +287,13 @@ def _watch(prepared: Prepared, built: Built, path: Path, log: events.EventLog) -
     def sample(step: int) -> None:
         replies = answer(
             built.row_model,
-            [turn.prompt for turn in asked],
+            [turn.prompt for turn, _ in asked],
             stop_ids=prepared.rendering.stop_ids,
             max_new_tokens=recipe.sample_tokens,
         )
-        for turn, (reply, stopped) in zip(asked, replies, strict=True):
-            log.log("sample", step=step, stopped=stopped, **describe_sample(prepared, turn, reply))
+        for (turn, conversation), (reply, stopped) in zip(asked, replies, strict=True):
+            texts = describe_sample(prepared, turn, conversation, reply)
+            log.log("sample", step=step, stopped=stopped, **texts)
 
     return Watch(
         log=log,
@@ -286,18 +312,23 @@ def keeps_best(built: Built) -> bool:
     return built.recipe.final == "best" and bool(built.data.validation)
 
 
-def fixed_prompts(prepared: Prepared) -> list[Turn]:
+def fixed_prompts(prepared: Prepared) -> list[tuple[Turn, Conversation]]:
     """The turns whose prompts are answered at each validation: held-out ones where there are any."""
-    turns = [turns[-1] for turns in prepared.validation or prepared.train]
-    count = min(prepared.recipe.samples, len(turns))
-    return [turns[i * len(turns) // count] for i in range(count)]
+    loaded = prepared.loaded
+    turns, whole = (
+        (prepared.validation, loaded.validation) if prepared.validation else (prepared.train, loaded.train)
+    )
+    last = {turns[-1].prompt.tobytes(): turns[-1] for turns in turns}  # equal prompts once
+    different = list(last.values())
+    count = min(prepared.recipe.samples, len(different))
+    chosen = [different[i * len(different) // count] for i in range(count)]
+    return [(turn, whole[turn.conversation]) for turn in chosen]
 
 
-def describe_sample(prepared: Prepared, turn: Turn, reply: Any) -> dict[str, Any]:
+def describe_sample(prepared: Prepared, turn: Turn, conversation: Conversation, reply: Any) -> dict[str, Any]:
     """A sample's texts: the prompt as the model saw it, the question, the reply, the demonstration's own."""
     encoder = prepared.rendering.encoder
-    conversations = prepared.loaded.validation or prepared.loaded.train
-    messages = next(c for c in conversations if c.source == turn.source).messages[: turn.turn]
+    messages = conversation.messages[: turn.turn]
     stops = list(prepared.rendering.stop_ids)
     reference = turn.completion[:-1] if turn.completion[-1] in stops else turn.completion
     return {

@@ -144,7 +144,7 @@ def nearest_key(path: KeyPath, known: list[str]) -> str | None:
     if beside:
         return ".".join((*path[:-1], beside))
     leaves = {row.key.rpartition(".")[2]: row.key for row in reversed(describe())}
-    return leaves.get(word)
+    return leaves[word].replace(".N.", ".0.") if word in leaves else None
 
 
 class Setting(NamedTuple):

@@ -88,6 +88,16 @@ def test_json_round_trip():
     again.check()
 
 
+@pytest.mark.parametrize(("columns", "widest"), [(40, 40), (80, 80), (200, 80)])
+def test_no_column_of_the_table_is_lost(columns, widest):
+    console = Console(width=columns, force_terminal=False)
+    with console.capture() as captured:
+        console.print(filled().table())
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) == widest
+    assert any("where" in line for line in lines)
+
+
 def test_table_fits_80_columns_and_says_everything():
     ledger = filled()
     ledger.refuse(

@@ -171,6 +171,44 @@ def test_csv_with_quoted_newlines(write, records):
         assert [record.place.line for record in found] == [2, 5, 6]
 
 
+@pytest.mark.parametrize("by", [";", "\t"])
+def test_csv_by_semicolon_or_tab(write, records, by):
+    text = f'\n"prompt"{by}response\r\n"a{by} b"{by}"c, d"\n1{by}2{by}3\n'
+    found = records(write("a.csv", text))
+    assert found[0].value == {"prompt": f"a{by} b", "response": "c, d"}
+    assert "3 cells" in found[1].value.error.found
+
+
+def test_csv_by_comma_may_hold_the_others(write, records):
+    assert values(records(write("a.csv", "a;b,c\td\n1;2,3\n"))) == [{"a;b": "1;2", "c\td": "3"}]
+    assert values(records(write("a.csv", "a\n1;2\n"))) == [{"a": "1;2"}]
+
+
+TWICE = '{"prompt": "a", "response": "b", "meta": [{"k\\n": 1, "k\\n": 2}]}'
+FINE = '{"prompt": "a", "response": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("a.jsonl", f"{FINE}\n{TWICE}\n{FINE}\n", ":2"),
+        ("a.json", f"[\n{FINE},\n{TWICE},\n{FINE}]", ":3"),
+        ("a.json", f'{{"data": [{FINE}, {TWICE}, {FINE}]}}', ":row 2"),
+    ],
+)
+def test_a_key_that_stands_twice_makes_a_bad_row(write, records, name, text, where):
+    found = records(write(name, text))
+    assert [isinstance(record.value, Broken) for record in found] == [False, True, False]
+    error = found[1].value.error
+    assert (error.what, error.where) == ("a key stands twice in one object", name + where)
+    assert r"'k\n'" in error.found
+
+
+def test_a_key_that_stands_twice_in_a_file_of_one_row(write, records):
+    (record,) = records(write("a.json", TWICE))
+    assert record.value.error.where == "a.json:1"
+
+
 def test_csv_rows_of_another_width_are_bad_rows(write, records):
     found = records(write("a.csv", "a,b\n1,2\n1,2,3\n4\n5,6\n"))
     assert found[0].value == {"a": "1", "b": "2"}
@@ -226,10 +264,10 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "x.csv").write_text("a\n1\n")
     for path, says in [
-        ("trian.jsonl", "path=train.jsonl"),
-        ("./trian.jsonl", "path=train.jsonl"),
+        ("trian.jsonl", "write train.jsonl"),
+        ("./trian.jsonl", "write train.jsonl"),
         ("nowhere/train.jsonl", "no folder nowhere"),
-        ("folder", "path=folder/x.csv"),
+        ("folder", "name a file: folder/x.csv"),
         ("folder/q.parquet", "x.csv"),
     ]:
         with pytest.raises(DataError) as caught:

@@ -352,6 +352,36 @@ def test_many_sampled_steps_are_thinned_but_the_best_stays() -> None:
     assert steps == sorted(steps)
 
 
+def test_the_page_opens_at_the_model_that_is_kept(run: Path) -> None:
+    opened = page(run)
+    (slider,) = [attrs for _, attrs in opened.tags if attrs.get("type") == "range"]
+    steps = slider["data-steps"].split(",")
+    assert (steps[int(slider["value"])], slider["data-kept"]) == ("180", "180")
+    assert "Show the answer after step 180" in opened.words
+    shown = [
+        attrs["data-step"]
+        for _, attrs in opened.tags
+        if attrs.get("class") == "answer" and "hidden" not in attrs
+    ]
+    assert shown == ["0", "180"] * len(QUESTIONS)
+    recipe = load(run / "recipe.yaml").model_copy(update={"final": "last"})
+    (run / "recipe.yaml").write_text(dump(recipe))
+    (slider,) = [attrs for _, attrs in page(run).tags if attrs.get("type") == "range"]
+    assert slider["data-steps"].split(",")[int(slider["value"])] == "212"
+
+
+def test_one_question_with_other_prompts_or_references_is_shown_each_time() -> None:
+    asked = [("[a] q", "r"), ("[b] q", "r"), ("[a] q", "s")]
+    samples = [
+        {"step": step, "question": "q", "prompt": prompt, "reference": reference, "reply": str(step)}
+        for step in (0, 5)
+        for prompt, reference in asked
+    ]
+    found = sampled(samples)
+    assert [(question.prompt, question.reference) for question in found] == asked
+    assert all([answer.step for answer in question.answers] == [0, 5] for question in found)
+
+
 def test_the_parts_of_a_level_make_up_its_whole() -> None:
     for level, total in zip(levels(a_ledger()), (1240, 1228, 2214), strict=True):
         assert level.total == total == sum(part.num for part in level.parts)

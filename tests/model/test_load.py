@@ -65,6 +65,25 @@ def test_no_such_folder_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             find_model(name)
 
 
+@pytest.mark.parametrize("given", ["{}/modle", "./modle", "../here/modle", "~/modle"])
+def test_a_path_is_not_asked_of_the_hub(
+    given: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="no such model folder") as caught:
+        find_model(given.format(tmp_path))
+    assert caught.value.fix.startswith("write ")
+    assert caught.value.fix.endswith("model")
+    with pytest.raises(AssertionError):
+        find_model("gpt2")
+
+
 def test_no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match="holds no model") as caught:

@@ -75,6 +75,23 @@ def test_config_stops_reads_both_files(tmp_path):
     assert config_stops(tmp_path) == [5, 2]
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_config_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError, match=f"{name} is not a JSON object") as caught:
+        config_stops(tmp_path)
+    assert caught.value.where == str(tmp_path / name)
+    assert caught.value.fix
+
+
+def test_a_broken_config_is_named_where_end_of_text_is_looked_for(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json("bytes"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json is not a JSON object"):
+        load_tokenizer(str(tmp_path))
+
+
 # ----------------------------------------------------------------------------- options
 
 

@@ -10,7 +10,7 @@ import torch
 
 from conftest import settings
 from imprint.data.conversation import Message
-from imprint.errors import ModelError, RunError
+from imprint.errors import ImprintError, ModelError, RunError, TemplateError
 from imprint.evaluate.generate import TextStream
 from imprint.serve.chat import Chat, find_trained, load_speaker
 from imprint.serve.terminal import exchange, printable, talk
@@ -117,9 +117,87 @@ def test_a_conversation_goes_on(speaker):
 def test_a_full_context_is_a_message(speaker):
     with pytest.raises(ModelError, match="longer than the model's context"):
         speaker.reply([Message("user", "word " * 500)], lambda _: None)
+
+
+def test_an_error_ends_a_chat_only_where_nobody_types(run, monkeypatch):
+    """It is shown beside /new to who types; a script gets it as the command's own."""
+    with pytest.raises(ModelError) as caught:
+        talk(run, console(), prompt="word " * 500)
+    assert "/new" not in str(caught.value)
+    monkeypatch.setattr("sys.stdin", io.StringIO("word " * 500))
+    with pytest.raises(ModelError):
+        talk(run, console())
+    lines = iter(["word " * 500])
     shown = console()
-    exchange(Chat([speaker]), "word " * 500, shown, {})
-    assert "/new" in shown.file.getvalue()
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr(shown, "input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    talk(run, shown)
+    assert "longer than the model's context" in shown.file.getvalue()
+    assert shown.file.getvalue().count("/new begins anew") == 2
+
+
+REFUSING = """{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif -%}
+{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_conversation_that_the_template_refuses(tiny, tmp_path):
+    (tmp_path / "refusing.jinja").write_text(REFUSING)
+    with pytest.raises(TemplateError, match="System role not supported") as caught:
+        talk(tiny, console(), template=str(tmp_path / "refusing.jinja"), system="x", prompt="hi")
+    assert "leave the system message out" in caught.value.fix
+
+
+DATED = "{{ strftime_now('%Y') }}" + REFUSING
+
+
+def test_a_run_is_shown_its_own_date_and_a_model_todays(run, tmp_path):
+    import json
+    import shutil
+    from datetime import datetime
+
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    facts = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps(facts | {"created": "2001-02-03T04:05:06"}))
+    (tmp_path / "dated.jinja").write_text(DATED)
+    for path, year in ((old, "2001"), (old / "model", str(datetime.now().year))):
+        speaker = load_speaker(path, template=str(tmp_path / "dated.jinja"))
+        assert speaker.rendering.template.render([{"role": "user", "content": "q"}])[:4] == year
+
+
+@pytest.mark.parametrize("name", ["/nowhere/base", None])
+def test_an_adapter_whose_base_is_gone(run, tmp_path, name):
+    import json
+    import shutil
+
+    shutil.copytree(run / "model", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    recorded = json.loads(path.read_text()) | {"base_model_name_or_path": name}
+    if name is None:
+        del recorded["base_model_name_or_path"]
+    path.write_text(json.dumps(recorded))
+    with pytest.raises(ModelError, match="the base model") as caught:
+        load_speaker(tmp_path / "adapter")
+    told = str(caught.value)
+    assert f"{path}: base_model_name_or_path" in told
+    assert "Repo id" not in told
+    assert "base_model_name_or_path" in caught.value.fix
+    assert name is None or "/nowhere/base" in caught.value.found
+
+
+def test_a_comparison_whose_base_is_gone(run, tmp_path):
+    import json
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    facts = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(facts | {"model": "/nowhere/base"}))
+    with pytest.raises(ImprintError, match=r"run\.json: model: the base model"):
+        talk(copy, console(), compare=True, prompt="hi")
 
 
 def test_a_reply_never_leaves_the_context(speaker):

@@ -49,7 +49,7 @@ def test_the_panel_says_what_the_events_say() -> None:
     ]
     text = panel(events, 100)
     for part in [
-        "step 51 of 100", "epoch 1.02", "98 s left", "1.4900", "perplexity 4.44", "right token 22.5%",
+        "step 51 of 100", "epoch 1.02", "98 s left", "1.4900", "perplexity 4.44", "mean token probability 22.5%",
         "1.5000", "best 1.2500 at step 50", "2.3000", "4,000 tokens/s trained on", "3,000 computed",
         "25% saved", "2.00e-05", "gradient 0.812", "1.23 GB", "What is up?", "The sky.",
     ]:  # fmt: skip
@@ -73,6 +73,8 @@ def test_no_terminal_gets_plain_lines_now_and_then() -> None:
     assert steps[0].startswith("step 1/1000")
     assert steps[-1].startswith("step 1000/1000")
     assert 20 <= len(steps) <= 23
+    assert "validation at step 1000 · loss 0.5000 · mean token probability 60.7% · best" in lines
+    assert max(len(line) for line in lines if line.startswith("validation")) <= 80
     assert sum(line.startswith("validation at step") for line in lines) == 2
     assert lines[-1] == "done  1,000 steps in 4 min · validation loss 2.3000 → 0.5000 (step 1000)".replace(
         "step 1000", "step 1,000"

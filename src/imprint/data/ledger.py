@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imprint.data.conversation import Place
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.constrain import Constrain
 
 PLACES = 5
 
@@ -144,11 +144,12 @@ class Ledger:
         ledger.details = dict(value["details"])
         return ledger
 
-    def table(self) -> Table:
-        """The account for a terminal of 80 columns: every count, every reason and its first places."""
+    def table(self) -> Constrain:
+        """The account, at most 80 columns wide: every count, every reason and its first places."""
+        from rich.constrain import Constrain
         from rich.table import Table
 
-        table = Table(title="What became of the data", title_justify="left", show_footer=False, width=80)
+        table = Table(title="What became of the data", title_justify="left", expand=True)
         table.add_column("", ratio=4, overflow="fold")
         table.add_column("number", justify="right", min_width=7)
         table.add_column("where", ratio=5, overflow="fold")
@@ -165,7 +166,7 @@ class Ledger:
             table.add_section()
         for warning, tally in _by_count(self.warnings):
             table.add_row(f"warning: {warning}", str(tally.count), str(tally))
-        return table
+        return Constrain(table, 80)
 
     def _levels(self) -> tuple[tuple[str, Level], ...]:
         return (("records", self.records), ("conversations", self.conversations), ("turns", self.turns))

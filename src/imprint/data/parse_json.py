@@ -30,7 +30,22 @@ JSON_FIXES = {
     "Extra data": "put each row on a line of its own, and nothing after it",
 }
 SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class _Twice(ValueError):
+    """A key stands twice in one object; Python's own decoder takes the last and says nothing."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for key in made if keys.count(key) > 1))
+    return made
+
+
 DECODER = json.JSONDecoder()
+UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def json_lines(lines: Iterable[bytes], file: str) -> Iterator[Record]:
@@ -45,9 +60,11 @@ def json_lines(lines: Iterable[bytes], file: str) -> Iterator[Record]:
             place = Place(file, number)
             try:
                 text = str(raw, "utf-8").rstrip()  # else a text that is cut off seems to hold a line break
-                value = json.loads(text)
+                value = UNIQUE.decode(text)
                 if "\\ud" in text or "\\uD" in text:
                     refuse_surrogates(value, str(place))
+            except _Twice as error:
+                value = Broken(_key_twice(error, place))
             except (ValueError, RecursionError) as error:
                 value = Broken(_unparsed(error, file, number, offset))
                 if number == 1 and raw.strip() in (b"[", b"{"):
@@ -83,7 +100,8 @@ def json_document(data: bytes, file: str, is_row: Callable[[Any], bool]) -> Iter
         _refuse_rest(text, end, file)
         if is_row(value):
             refuse_surrogates(value, file)
-            yield Record(value, Place(file, 1 + text.count("\n", 0, start)))
+            place = Place(file, 1 + text.count("\n", 0, start))
+            yield Record(_row_at(text, start, file, place)[0], place)
             return
         start = _list_inside(text, start, value, file)
     if not text.startswith("[", start):
@@ -108,11 +126,11 @@ def _elements(text: str, start: int, file: str) -> Generator[Record, None, int]:
         return at + 1
     while True:
         line, counted = line + text.count("\n", counted, at), at
-        value, end = _decode_at(text, at, file)
         number += 1
         place = Place(file, number, "row") if on_one_line or line == last else Place(file, line)
         last = line
-        if escapes:
+        value, end = _row_at(text, at, file, place)
+        if escapes and not isinstance(value, Broken):
             try:
                 refuse_surrogates(value, str(place))
             except DataError as error:
@@ -180,9 +198,29 @@ def _broken_json(error: Exception, file: str, line: int) -> DataError:
     )
 
 
-def _decode_at(text: str, at: int, file: str) -> tuple[Any, int]:
+def _key_twice(error: _Twice, place: Place) -> DataError:
+    return DataError(
+        "a key stands twice in one object",
+        where=str(place),
+        found=f"two keys {str(error)!r}",
+        expected="each key once",
+        fix="remove or rename one of them",
+    )
+
+
+def _row_at(text: str, at: int, file: str, place: Place) -> tuple[Any, int]:
+    """The row that starts at `at`, `Broken` where a key stands twice in it, and where it ends."""
     try:
-        return DECODER.raw_decode(text, at)
+        return _decode_at(text, at, file, UNIQUE)
+    except _Twice as error:
+        return Broken(_key_twice(error, place)), _decode_at(text, at, file)[1]
+
+
+def _decode_at(text: str, at: int, file: str, decoder: json.JSONDecoder = DECODER) -> tuple[Any, int]:
+    try:
+        return decoder.raw_decode(text, at)
+    except _Twice:
+        raise
     except json.JSONDecodeError as error:
         raise _broken_json(error, file, 1) from error
     except (ValueError, RecursionError) as error:

@@ -27,7 +27,7 @@ def csv_rows(data: bytes, file: str) -> Iterator[Record]:
             fix="remove it; where every second byte is null, save the file as UTF-8",
         )
     csv.field_size_limit(2**31 - 1)  # the module's limit of 131,072 characters is shorter than some replies
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     header: list[str] = []
     first = 1
     try:
@@ -46,9 +46,15 @@ def csv_rows(data: bytes, file: str) -> Iterator[Record]:
             "not valid CSV",
             where=f"{file}:{first}",
             found=str(error),
-            expected='a cell in quotes is closed before the next comma; a quote inside it is doubled: ""',
+            expected='a cell in quotes is closed before the next cell; a quote inside it is doubled: ""',
             fix="close the quote in the row that starts here",
         ) from error
+
+
+def _delimiter(text: str) -> str:
+    """A comma, unless the header has none: then the semicolon or tab that it has."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return next((char for char in ",;\t" if char in header), ",")
 
 
 def _header(cells: list[str], place: Place) -> list[str]:
@@ -70,7 +76,7 @@ def _wrong_width(cells: list[str], header: list[str], place: Place) -> DataError
         where=str(place),
         found=f"{len(cells)} cells",
         expected=f"{len(header)}, as in the header: {', '.join(header)}",
-        fix="put a cell that holds a comma or a line break in double quotes",
+        fix="put a cell that holds a separator or a line break in double quotes",
     )
 
 

@@ -67,7 +67,7 @@ def locate(source: DataSource, base: Path | None = None) -> Path | None:
             where=source.path,
             found=", ".join(files[:8]) or "no data file in it",
             expected=f"a file: {ACCEPTED}",
-            fix=f"path={source.path.rstrip('/')}/{files[0]}" if files else "name a file",
+            fix=f"name a file: {source.path.rstrip('/')}/{files[0]}" if files else "name a file",
         )
     if HUB_ID.fullmatch(source.path) and _suffix(path) not in KINDS:
         return None
@@ -81,7 +81,7 @@ def _neighbours(path: Path, given: str) -> dict[str, str]:
     names = sorted(item.name for item in path.parent.iterdir() if item.is_file())
     like = nearest(path.name, names)
     if like:
-        return {"found": f"a file {like!r} in that folder", "fix": f"path={Path(given).with_name(like)}"}
+        return {"found": f"a file {like!r} in that folder", "fix": f"write {Path(given).with_name(like)}"}
     data = [name for name in names if _suffix(Path(name)) in KINDS]
     return {"found": ", ".join(data[:8]) or "no data file in its folder", "fix": "correct the path"}
 
@@ -168,7 +168,7 @@ def _hub_dataset(path: str, config: str | None, split: str, revision: str | None
             where=path,
             found=f"{type(error).__name__}: {error}",
             expected="a dataset of that name, configuration and split on the hub or in its local cache",
-            fix=f"path={like}, if you meant the file"
+            fix=f"write {like}, if you meant the file"
             if like
             else "check id, config and split; offline, download it first or give a file",
         ) from error

@@ -32,6 +32,10 @@ def answer(
         return []
     device = next(model.parameters()).device
     longest = max(len(prompt) for prompt in prompts)
+    if model.context is not None:  # replies end where the model's positions do
+        max_new_tokens = min(max_new_tokens, model.context - longest)
+    if max_new_tokens < 1:
+        return [(prompts[0][:0], False) for _ in prompts]
     ids = torch.full((len(prompts), longest), stop_ids[0], dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):

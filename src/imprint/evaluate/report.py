@@ -79,12 +79,14 @@ def write_report(run: Path) -> Path:
     recipe = load(run / "recipe.yaml") if (run / "recipe.yaml").exists() else None
     ledger = read_ledger(run / "ledger.json")
     story = Story(recipe, ledger, events.read(run / "events.jsonl"))
-    questions = sampled(events.read(run / "samples.jsonl"), keep=story.best.get("step"))
+    questions = sampled(events.read(run / "samples.jsonl"), keep=story.kept)
+    steps = sorted({answer.step for question in questions for answer in question.answers})
     page = _environment().get_template("report.html.jinja").render(
         story=story,
         title=f"{story.model} on {story.data}",
         questions=questions,
-        sampled_steps=sorted({answer.step for question in questions for answer in question.answers}),
+        sampled_steps=steps,
+        shown_step=story.kept if story.kept in steps else max(steps, default=0),
         levels=levels(ledger) if ledger else [],
         warnings=[f"{text} ({tally})" for text, tally in ledger.warnings.items()] if ledger else [],
         loss=[Markup(curve) for curve in _loss(story)],
@@ -108,20 +110,18 @@ def read_ledger(path: Path) -> Ledger | None:
 
 
 def sampled(samples: list[Fields], keep: int | None = None) -> list[Question]:
-    """The samples by prompt; of many steps, some: the first, the last, `keep`, and some between."""
+    """The samples by prompt and reference; of many steps, some: the first, the last, `keep`, some between."""
     steps = sorted({int(sample["step"]) for sample in samples})
     if len(steps) > SAMPLED_STEPS:
         even = {steps[round(i * (len(steps) - 1) / (SAMPLED_STEPS - 1))] for i in range(SAMPLED_STEPS)}
         steps = [step for step in steps if step in even or step == keep]
-    questions: dict[str, Question] = {}
+    questions: dict[tuple[str, str, str], Question] = {}
     for sample in samples:
         if sample["step"] not in steps:
             continue
         prompt = str(sample.get("prompt") or sample.get("question") or "")
-        question = questions.setdefault(
-            prompt,
-            Question(str(sample.get("question") or prompt), prompt, str(sample.get("reference") or ""), []),
-        )
+        asked = (str(sample.get("question") or prompt), prompt, str(sample.get("reference") or ""))
+        question = questions.setdefault(asked, Question(*asked, []))
         question.answers.append(
             Answer(int(sample["step"]), str(sample.get("reply") or ""), sample.get("stopped"))
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from imprint.data.ledger import Ledger
 from imprint.recipe import Recipe
-from imprint.track.words import count, duration, perplexity, plural, right_token, size
+from imprint.track.words import count, duration, perplexity, plural, size, token_probability
 
 Fields = dict[str, Any]
 
@@ -56,6 +56,15 @@ class Story:
         return (
             named[-1] if named else min(self.validations, key=lambda event: float(event["loss"]), default={})
         )
+
+    @property
+    def kept(self) -> int | None:
+        """The step whose weights became the model; while the run goes on, the one they would be of."""
+        if self.end.get("model_step") is not None:
+            return int(self.end["model_step"])
+        if not self.best or (self.recipe is not None and self.recipe.final == "last"):
+            return self.last_step
+        return int(self.best["step"])
 
     @property
     def last_step(self) -> int:
@@ -140,9 +149,7 @@ class Story:
             return f", the best so far at step {self.best['step']:,}"
         if self.recipe is not None and self.recipe.final == "last":
             return f", the best at step {self.best['step']:,}; the model kept is the last, as the recipe asks"
-        step = self.end.get("best_step")
-        step = self.best["step"] if step is None else step
-        return f"; the model chosen is that of step {step:,}"
+        return f"; the model chosen is that of step {self.kept:,}"
 
     def _epochs(self) -> str:
         epochs = self.steps[-1].get("epoch") if self.steps else None
@@ -174,10 +181,10 @@ class Story:
             )
             figures.append(
                 _change(
-                    "right token",
-                    f"{right_token(before):.0%}",
-                    f"{right_token(after):.0%}",
-                    "typical probability",
+                    "token probability",
+                    f"{token_probability(before):.0%}",
+                    f"{token_probability(after):.0%}",
+                    "geometric mean",
                 )
             )
         if self.steps:

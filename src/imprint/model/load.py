@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
+from imprint.auto import may_be_hub_id, no_folder
 from imprint.errors import ModelError
 from imprint.model.attention import NAMES
 
@@ -28,6 +29,8 @@ def find_model(model: str, revision: str | None = None) -> Path:
     if path.is_dir():
         _require_safetensors(path)
         return path
+    if "/" in model and not may_be_hub_id(model):
+        raise no_folder(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

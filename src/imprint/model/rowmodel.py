@@ -40,6 +40,13 @@ class RowModel(nn.Module):
         base = self.base
         return base.model if base.base_model is base else base.base_model  # llama4's prefix names nothing
 
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and reply that the model has positions for, where its config says so."""
+        config = self.base.config.get_text_config()
+        found: int | None = getattr(config, "max_position_embeddings", None)
+        return found or getattr(config, "n_positions", None)
+
     def forward(self, row: Row) -> Tensor:
         """Negative log-likelihood of each target, in nats: float32 (or the model's wider type) [P]."""
         if self.own_head:

@@ -74,7 +74,7 @@ def load_tokenizer(folder: str, revision: str | None = None, trust_remote_code: 
 def _name_end_of_text(tokenizer: Any, folder: Path) -> None:
     """Give a tokenizer that names no end-of-text the one of the model's config, or a well-known one."""
     config = folder / "config.json"
-    number = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id") if config.is_file() else None
+    number = _read_object(config).get("eos_token_id") if config.is_file() else None
     if isinstance(number, list):
         number = number[0] if number else None
     if number is not None:
@@ -121,7 +121,11 @@ def prepare_rendering(
         stop = ending[slice(*span)]
     elif encoder.eos is not None:
         stop = encoder.eos
-        notes.append(f"the template ends a reply with no stop token: {stop} is trained as the stop")
+        written = f"{ending.strip()!r}, which is no token of this tokenizer" if ending.strip() else "nothing"
+        notes.append(
+            f"the template ends a reply with {written}: {stop} is trained as the stop instead"
+            + ("; is this template made for this tokenizer?" if ending.strip() else "")
+        )
     else:
         raise TemplateError(
             "nothing would ever stop this model's replies",
@@ -227,6 +231,24 @@ def config_stops(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            ids = _read_object(path).get("eos_token_id")
             found += ids if isinstance(ids, list) else [] if ids is None else [ids]
     return list(dict.fromkeys(found))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the model folder; ModelError where it holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        value, found = None, str(error)
+    else:
+        found = type(value).__name__
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"{path.name} is not a JSON object",
+            where=str(path),
+            found=found,
+            fix="copy it anew from where the model came from",
+        )
+    return value

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from imprint.data.conversation import Message
-from imprint.errors import ModelError, RunError
+from imprint.errors import ModelError, RunError, TemplateError
 from imprint.evaluate.generate import TextStream, greedy, until_stop
 from imprint.model.load import find_model, grow_embeddings, refuse_remote_code
 from imprint.model.rowmodel import RowModel
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
-from imprint.render.template import as_template_input
+from imprint.render.template import Refused, as_template_input
 
 Show = Callable[[str], None]
 
@@ -45,9 +45,17 @@ class Speaker:
         self, messages: Sequence[Message], show: Show, max_new_tokens: int = 512, **options: Any
     ) -> str:
         """The answer to `messages`, shown as it comes. Greedy unless `temperature` is above 0."""
-        text = self.rendering.template.render(
-            [as_template_input(message) for message in messages], add_generation_prompt=True
-        )
+        template = self.rendering.template
+        try:
+            text = template.render([as_template_input(m) for m in messages], add_generation_prompt=True)
+        except Refused as error:
+            system = "leave the system message out, or " if messages[0].role == "system" else ""
+            raise TemplateError(
+                "the chat template refuses this conversation",
+                where=template.name,
+                found=str(error),
+                fix=f"{system}choose another template: --template chatml",
+            ) from error
         prompt = self.rendering.encoder.encode([text])[0]
         return self.complete(prompt, show, max_new_tokens, **options)
 
@@ -66,7 +74,7 @@ class Speaker:
                 "the conversation is longer than the model's context",
                 found=f"{len(prompt):,} tokens",
                 expected=f"fewer than {self.context:,}",
-                fix="begin anew: /new",
+                fix="ask with less text before the reply",
             )
         if seed is not None:
             torch.manual_seed(seed)
@@ -98,18 +106,46 @@ def find_trained(path: Path) -> Path:
     return path
 
 
+def find_base(recorded: Path, key: str) -> Path:
+    """The folder of the base model that `recorded`, a JSON file, names; ModelError where it is gone."""
+    try:
+        name = str(json.loads(recorded.read_text(encoding="utf-8"))[key])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the base model is not recorded",
+            where=f"{recorded}: {key}",
+            found=f"{type(error).__name__}: {error}",
+            expected="the folder or the hub id of the model that was tuned",
+            fix=f"write it into {key}",
+        ) from error
+    try:
+        return find_model(name)
+    except ModelError as error:
+        raise ModelError(
+            f"the base model cannot be used: {error.what}",
+            where=f"{recorded}: {key}",
+            found=f"{name}\n{error.found}".rstrip(),
+            expected="the model that was tuned, where it was then",
+            fix=f"put it back, or write where it is now into {key} of {recorded.name}\n{error.fix}",
+        ) from error
+
+
+def shown_date(path: Path) -> datetime:
+    """The date for templates that show one: a run's own; today's for a bare model, as a server would."""
+    facts = path / "run.json"
+    if not facts.is_file():
+        return datetime.now()
+    return datetime.fromisoformat(json.loads(facts.read_text(encoding="utf-8"))["created"])
+
+
 def load_speaker(path: Path, device: str = "cpu", template: str = "auto") -> Speaker:
     """A run, a model folder, or a folder that holds a PEFT adapter, ready to answer."""
     folder = find_trained(path)
     adapter = folder / "adapter_config.json"
-    base = folder
-    if adapter.is_file():
-        base = find_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    else:
-        base = find_model(str(folder))
+    base = find_base(adapter, "base_model_name_or_path") if adapter.is_file() else find_model(str(folder))
     tokenizer = load_tokenizer(str(folder))
     stops = list(dict.fromkeys(config_stops(folder) + config_stops(base)))
-    rendering = prepare_rendering(tokenizer, template=template, now=datetime.now(), config_stops=stops)
+    rendering = prepare_rendering(tokenizer, template=template, now=shown_date(path), config_stops=stops)
     model = load_weights(base, folder if adapter.is_file() else None, len(tokenizer))
     row_model = RowModel(model.to(device)).eval()
     return Speaker(path.name, row_model, rendering)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imprint.errors import ImprintError, RunError
-from imprint.serve.chat import Chat, Speaker, load_speaker
+from imprint.serve.chat import Chat, Speaker, find_base, load_speaker
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +23,10 @@ def talk(
     template: str = "auto",
     **options: Any,
 ) -> None:
-    """Talk to a run or a model until the input ends; with `prompt`, one exchange."""
+    """Talk to a run or a model until the input ends; with `prompt`, one exchange.
+
+    Where somebody types, an error is shown and the chat goes on; elsewhere it is raised.
+    """
     speakers = [load_speaker(path, template=template)]
     if compare:
         speakers.append(base_of(path, speakers[0]))
@@ -49,7 +51,13 @@ def talk(
         if text.strip() == "/new":
             chat.messages.clear()
         elif text.strip():
-            exchange(chat, text.rstrip("\n"), console, options)
+            try:
+                exchange(chat, text.rstrip("\n"), console, options)
+            except ImprintError as error:
+                if not typed:
+                    raise
+                console.print(str(error), style="red", markup=False)
+                console.print("/new begins anew", style="dim")
 
 
 def exchange(chat: Chat, text: str, console: Console, options: dict[str, Any]) -> None:
@@ -69,9 +77,6 @@ def exchange(chat: Chat, text: str, console: Console, options: dict[str, Any]) -
 
     try:
         chat.ask(text, show, **options)
-    except ImprintError as error:
-        console.print(str(error), style="red", markup=False)
-        return
     except KeyboardInterrupt:
         console.print(" (stopped)", style="dim", end="")
     console.print()
@@ -87,7 +92,7 @@ def base_of(path: Path, tuned: Speaker) -> Speaker:
     facts = path / "run.json"
     if not facts.is_file():
         raise RunError("only a run knows its base model", where=str(path), fix="--compare needs a run folder")
-    folder = Path(json.loads(facts.read_text(encoding="utf-8"))["model"])
+    folder = find_base(facts, "model")
     from imprint.model.rowmodel import RowModel
     from imprint.serve.chat import load_weights
 

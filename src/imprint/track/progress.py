@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imprint.track.events import Event
-from imprint.track.words import duration, perplexity, plural, right_token, size
+from imprint.track.words import duration, perplexity, plural, size, token_probability
 
 RECENT = 20  # steps over which speed is averaged
 LINES = 20  # plain lines in a run, beside those of validations
@@ -117,7 +117,8 @@ class Progress:
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim", no_wrap=True, min_width=10)
         facts.add_column(no_wrap=True, overflow="ellipsis")
-        facts.add_row("loss", _loss(self.step.get("loss")))
+        loss = self.step.get("loss")
+        facts.add_row("loss", _loss(loss) + ("" if loss is None else f" · perplexity {perplexity(loss)}"))
         if self.validation:
             facts.add_row("validation", self._validation_text())
         facts.add_row("speed", self._speed())
@@ -225,10 +226,10 @@ class Progress:
 
 
 def _loss(loss: float | None) -> str:
-    """A loss and what it means: perplexity, and the (geometric) mean probability of the right token."""
+    """A loss and the (geometric) mean probability of a token to learn that it stands for."""
     if loss is None:
         return "not a number"
-    return f"{loss:.4f} · perplexity {perplexity(loss)} · right token {right_token(loss):.1%}"
+    return f"{loss:.4f} · mean token probability {token_probability(loss):.1%}"
 
 
 def _number(loss: float | None) -> str:

@@ -41,8 +41,8 @@ def perplexity(loss: float) -> str:
     return f"{value:.3g}" if value < 999.5 else count(value)
 
 
-def right_token(loss: float) -> float:
-    """exp(-loss): the (geometric) mean probability that the model gave the right token."""
+def token_probability(loss: float) -> float:
+    """exp(-loss): the geometric mean of the probabilities that the model gave the tokens to learn."""
     return math.exp(-max(loss, 0.0))
 
 

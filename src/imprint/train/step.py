@@ -73,7 +73,8 @@ def train_step(state: TrainState, rows: Sequence[Row]) -> StepStats:
             f"the loss or its gradient is not finite at step {state.step + 1}",
             found=f"loss {loss.item()}, gradient norm {norm.item()}",
             expected="finite numbers; no weight was changed by this step",
-            fix="lower learning_rate, or use precision=float32; the last checkpoint is valid",
+            fix="begin a new run with a lower learning_rate, or with precision=float32; "
+            "resuming this one would come to the same point again",
         )
     rate = state.learning_rate(state.step)
     for group in state.optimizer.param_groups:

@@ -143,6 +143,22 @@ def test_shown_ids_are_those_that_are_trained(tiny, rows, tmp_path, cli, monkeyp
     assert sorted(trained) == sorted(expected)
 
 
+def test_shown_texts_are_those_of_the_template(tiny, tmp_path, cli):
+    """Also where a reply before is left out, and for tokenizers that do not give every text back."""
+    messages = [
+        {"role": "user", "content": " a "},
+        {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d "},
+    ]
+    write_rows(tmp_path / "two.jsonl", [{"messages": messages}])
+    done = cli("show", f"model={tiny}", f"data={tmp_path / 'two.jsonl'}", "template=chatml", "--json")
+    (row,) = map(json.loads, done.out.splitlines())
+    assert (row["turn"], row["message"]) == (1, 3)
+    assert row["completion"] == "d <|im_end|>"
+    assert row["prompt"].endswith("b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
+
+
 def test_show_for_a_person(tiny, rows, cli):
     done = cli("show", f"model={tiny}", f"data={rows}", "template=chatml", "-n", "2")
     assert done.code == 0

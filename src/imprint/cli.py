@@ -104,23 +104,24 @@ def show(
     Formats that are recognised: messages, sharegpt, alpaca, instruction_output, prompt_response,
     prompt_completion, question_answer.
     """
-    from itertools import islice
-
     from imprint.render.preview import as_json as turn_as_json
     from imprint.render.preview import as_text, legend
     from imprint.show import shown_turns
 
-    turns, rendering, ledger = shown_turns(resolved(arguments).recipe)
+    shown = shown_turns(resolved(arguments).recipe)
+    rendering, ledger = shown.rendering, shown.ledger
     notes = console_for(stderr=True)
     if as_json:
-        for index, turn in islice(turns, number):
-            typer.echo(json.dumps(turn_as_json(turn, index, rendering.encoder), ensure_ascii=False))
+        for turn in shown.turns[:number]:
+            row = turn_as_json(turn, shown.number(turn), shown.texts(turn))
+            typer.echo(json.dumps(row, ensure_ascii=False))
     else:
         console = console_for()
         colour = console.color_system is not None
         console.print(legend(colour=colour))
-        for index, turn in islice(turns, number or 3):
-            console.print(as_text(turn, index, rendering.encoder, rendering.stop_ids, colour=colour))
+        for turn in shown.turns[: number or 3]:
+            view = as_text(turn, shown.number(turn), rendering.encoder, rendering.stop_ids, colour=colour)
+            console.print(view)
     for note in rendering.notes:
         notes.print(f"note  {note}", markup=False)
     notes.print(ledger.table())

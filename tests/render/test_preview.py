@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from imprint.render.preview import as_json, as_text, legend, numbered, pieces, visible
+from imprint.render.preview import as_json, as_text, legend, pieces, visible
 from imprint.render.resolve import prepare_rendering
 from imprint.render.tokens import Encoder
 from imprint.render.turns import Turn, render
@@ -67,8 +67,8 @@ def shown():
 
 def test_as_json_is_the_turn(shown):
     made, turns = shown
-    assert [number for number, _ in numbered(turns)] == [0, 1, 2, 0, 1, 2]
-    row = json.loads(json.dumps(as_json(turns[1], 1, made.encoder)))
+    texts = made.encoder.decode(turns[1].prompt), made.encoder.decode(turns[1].completion)
+    row = json.loads(json.dumps(as_json(turns[1], 1, texts)))
     assert row["completion"] == "It is\n 4.<|im_end|>"
     assert (row["prompt_ids"], row["completion_ids"]) == (
         turns[1].prompt.tolist(),

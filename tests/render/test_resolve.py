@@ -86,7 +86,7 @@ def test_a_broken_config_is_named(tmp_path, name, content):
 
 
 def test_a_broken_config_is_named_where_end_of_text_is_looked_for(tmp_path):
-    (tmp_path / "tokenizer.json").write_text(tokenizer_json("bytes"))
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json("bytes").to_str())
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json is not a JSON object"):
         load_tokenizer(str(tmp_path))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,20 +63,20 @@ def test_the_prompt_is_the_one_of_training(speaker, run, tiny, rows):
     from imprint.show import shown_turns
 
     recipe = resolve(None, [f"model={tiny}", f"data={rows}", "template=chatml"]).recipe
-    turns, rendering, _ = shown_turns(recipe)
+    shown = shown_turns(recipe)
     seen = []
     speaker.complete, original = (lambda prompt, *_, **__: seen.append(prompt) or ""), speaker.complete
     try:
         from conftest import ROWS
 
-        for _, turn in turns:
+        for turn in shown.turns:
             said = ROWS[turn.conversation]["messages"][: turn.turn]
             speaker.reply([Message(m["role"], m["content"]) for m in said], lambda _: None)
             assert np.array_equal(seen[-1], turn.prompt)
     finally:
         speaker.complete = original
     assert len(seen) == 24
-    assert rendering.stop_ids == speaker.rendering.stop_ids
+    assert shown.rendering.stop_ids == speaker.rendering.stop_ids
 
 
 def test_what_is_streamed_is_what_is_said(speaker):
@@ -154,10 +158,6 @@ DATED = "{{ strftime_now('%Y') }}" + REFUSING
 
 
 def test_a_run_is_shown_its_own_date_and_a_model_todays(run, tmp_path):
-    import json
-    import shutil
-    from datetime import datetime
-
     old = tmp_path / "old"
     shutil.copytree(run, old)
     facts = json.loads((old / "run.json").read_text())
@@ -170,9 +170,6 @@ def test_a_run_is_shown_its_own_date_and_a_model_todays(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["/nowhere/base", None])
 def test_an_adapter_whose_base_is_gone(run, tmp_path, name):
-    import json
-    import shutil
-
     shutil.copytree(run / "model", tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     recorded = json.loads(path.read_text()) | {"base_model_name_or_path": name}
@@ -189,9 +186,6 @@ def test_an_adapter_whose_base_is_gone(run, tmp_path, name):
 
 
 def test_a_comparison_whose_base_is_gone(run, tmp_path):
-    import json
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     facts = json.loads((copy / "run.json").read_text())
@@ -241,6 +235,15 @@ def test_who_has_no_model_yet(tmp_path):
         find_trained(tmp_path)
     assert f"imprint resume {tmp_path}" in str(caught.value)
     assert find_trained(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+
+
+def test_a_misspelt_folder_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "my-run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for given in ("my-rnu", "./my-rnu"):
+        with pytest.raises(ModelError, match="no such model folder") as caught:
+            load_speaker(Path(given))
+        assert caught.value.fix == "write my-run"
 
 
 def test_typed_lines(run, monkeypatch):

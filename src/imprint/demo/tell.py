@@ -68,11 +68,11 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     ).recipe
 
     console.print(Rule("1  What is trained: one demonstration, token by token", align="left"))
-    turns, rendering, _ = shown_turns(recipe)
-    number, turn = next(turns)
+    shown = shown_turns(recipe)
+    rendering, turn = shown.rendering, shown.turns[0]
     colour = console.color_system is not None
     console.print(legend(colour=colour))
-    console.print(as_text(turn, number, rendering.encoder, rendering.stop_ids, colour=colour))
+    console.print(as_text(turn, 0, rendering.encoder, rendering.stop_ids, colour=colour))
 
     console.print(Rule("2  Before: the model is asked", align="left"))
     before = ask(load_speaker(base, template="chatml"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from imprint.render.tokens import Encoder, Ids
@@ -19,29 +19,21 @@ CONTEXT = ("grey66", "grey50")
 _LONGEST_CHARACTER = 8  # tokens that may wait for one character to end
 
 
-def as_json(turn: Turn, number: int, encoder: Encoder) -> dict[str, Any]:
-    """One turn for a program. `number` counts the conversation's replies from 0; ids, weights as lists."""
+def as_json(turn: Turn, number: int, texts: tuple[str, str]) -> dict[str, Any]:
+    """One turn for a program. `number` counts the conversation's replies from 0, `texts` are its two sides."""
+    prompt, completion = texts
     return {
         "source": str(turn.source),
         "conversation": turn.conversation,
         "turn": number,
         "message": turn.turn,
         "case": turn.case,
-        "prompt": encoder.decode(turn.prompt),
-        "completion": encoder.decode(turn.completion),
+        "prompt": prompt,
+        "completion": completion,
         "prompt_ids": turn.prompt.tolist(),
         "completion_ids": turn.completion.tolist(),
         "weights": turn.weight.tolist(),
     }
-
-
-def numbered(turns: Iterable[Turn]) -> Iterator[tuple[int, Turn]]:
-    """Each turn with its number among its conversation's turns, from 0."""
-    conversation, number = -1, 0
-    for turn in turns:
-        number = number + 1 if turn.conversation == conversation else 0
-        conversation = turn.conversation
-        yield number, turn
 
 
 def as_text(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from imprint.auto import may_be_hub_id, no_folder
 from imprint.data.conversation import Message
 from imprint.errors import ModelError, RunError, TemplateError
 from imprint.evaluate.generate import TextStream, greedy, until_stop
@@ -126,7 +127,7 @@ def find_base(recorded: Path, key: str) -> Path:
             where=f"{recorded}: {key}",
             found=f"{name}\n{error.found}".rstrip(),
             expected="the model that was tuned, where it was then",
-            fix=f"put it back, or write where it is now into {key} of {recorded.name}\n{error.fix}",
+            fix=f"put it back, or correct {key} in {recorded.name}: {error.fix}",
         ) from error
 
 
@@ -141,6 +142,8 @@ def shown_date(path: Path) -> datetime:
 def load_speaker(path: Path, device: str = "cpu", template: str = "auto") -> Speaker:
     """A run, a model folder, or a folder that holds a PEFT adapter, ready to answer."""
     folder = find_trained(path)
+    if not folder.is_dir() and not may_be_hub_id(str(folder)):
+        raise no_folder(folder)
     adapter = folder / "adapter_config.json"
     base = find_base(adapter, "base_model_name_or_path") if adapter.is_file() else find_model(str(folder))
     tokenizer = load_tokenizer(str(folder))

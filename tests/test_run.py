@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 
@@ -147,3 +148,37 @@ def test_each_sample_shows_its_own_question(tiny, tmp_path, cli):
     assert [sample["question"] for sample in before] == ["Name 0.", "Name 1.", "Name 2."]
     assert all(sample["question"] in sample["prompt"] for sample in samples)
     assert [sample["reference"] for sample in before] == ["It is 0.", "It is 1.", "It is 2."]
+
+
+SMALL_MODELS = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "falcon": {"num_hidden_layers": 2, "num_attention_heads": 4},
+    "mamba": {"num_hidden_layers": 2},
+    "lfm2": {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "layer_types": ["conv", "full_attention"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SMALL_MODELS)
+def test_models_that_take_one_turn_a_row(kind, tiny, rows, tmp_path, cli):
+    """Alibi, convolution, recurrent state, attention that knows no `end`: from the command to the chat."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=512, hidden_size=32, bos_token_id=None, eos_token_id=0, **SMALL_MODELS[kind]
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny / name, tmp_path / kind)
+    run = tmp_path / "run"
+    given = ("max_steps=2", "validation=0.2", "samples=1", "sample_tokens=4")
+    done = cli("train", *settings(tmp_path / kind, rows, run, *given))
+    assert done.code == 0, done.err
+    assert "one turn a row" in " ".join(done.err.split())
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["layout"] == "separate"
+    assert cli("chat", run, "--prompt", "hi", "--max-tokens", "2").code == 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imprint import __version__
-from imprint.cli_arguments import Arguments, console_for, resolved
+from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on
 from imprint.cli_config import config
 from imprint.errors import ImprintError, RunError
 
@@ -37,6 +37,7 @@ app.add_typer(config, name="config", help="See the settings of a run, and where 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return or exit with its code; an ImprintError becomes a message on stderr."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters of it, imprint says itself
     try:
         app(args=arguments, prog_name="imprint")
     except ImprintError as error:
@@ -147,7 +148,7 @@ def train(
     recipe = resolved(arguments).recipe
     from imprint.run import train as run_train
 
-    _print_result(run_train(recipe, console_for(stderr=True).print), as_json)
+    _print_result(run_train(recipe, speaker_on(console_for(stderr=True))), as_json)
 
 
 @app.command("resume", epilog="Example: imprint resume runs/base-train")
@@ -158,7 +159,7 @@ def resume(
     """Go on with a run that was stopped or killed, to the bit as if it had not been."""
     from imprint.run import resume as run_resume
 
-    _print_result(run_resume(run, console_for(stderr=True).print), as_json)
+    _print_result(run_resume(run, speaker_on(console_for(stderr=True))), as_json)
 
 
 @app.command(

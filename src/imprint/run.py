@@ -154,6 +154,8 @@ def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
     layout, findings = choose_layout(row_model, wanted, prepared.longest, vocab)
     for finding in findings:
         say(f"check {finding.name}: {finding.detail}")
+    if layout == "separate" and wanted != "separate":
+        say("this model cannot take several turns in a row exactly: it is trained one turn a row")
     if recipe.layout not in ("auto", layout):
         failed = next(finding for finding in findings if not finding.passed)
         raise RunError(
@@ -161,8 +163,6 @@ def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
             found=f"{failed.name}: {failed.detail}",
             fix="layout=auto trains it one turn a row",
         )
-    if layout == "separate":
-        row_model.base.set_attn_implementation("sdpa" if row_model.base._supports_sdpa else "eager")
     if recipe.activation_checkpointing:
         base = row_model.base  # transformers renamed it on the way to 6
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     print_answers(console, [("before", before)])
 
     console.print(Rule("3  Training", align="left"))
-    result = run.train(recipe, console.print)
+    result = run.train(recipe, partial(console.print, markup=False))
 
     console.print(Rule("4  After: the same questions", align="left"))
     after = ask(load_speaker(result.run))

@@ -128,8 +128,8 @@ def check_ropes(model: RowModel, longest: int) -> Finding:
         limit = rope.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
         )
-        limit = limit or config.max_position_embeddings
-        if kind in ("dynamic", "longrope") and longest > limit:
+        limit = limit or getattr(config, "max_position_embeddings", None)
+        if kind in ("dynamic", "longrope") and limit is not None and longest > limit:
             return Finding(
                 "rotary", False, f"{kind} scaling changes beyond {limit} positions; turns reach {longest}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ def find_trained(path: Path) -> Path:
 def find_base(recorded: Path, key: str) -> Path:
     """The folder of the base model that `recorded`, a JSON file, names; ModelError where it is gone."""
     try:
-        name = str(json.loads(recorded.read_text(encoding="utf-8"))[key])
+        name = os.fspath(json.loads(recorded.read_text(encoding="utf-8"))[key])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             "the base model is not recorded",

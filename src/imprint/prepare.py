@@ -191,6 +191,7 @@ def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> Da
 
 def overview(prepared: Prepared) -> Iterator[Any]:
     """What will be done, for a terminal of 80 columns: the data's account, the plan, each auto and why."""
+    from rich.constrain import Constrain
     from rich.table import Table
     from rich.text import Text
 
@@ -207,11 +208,11 @@ def overview(prepared: Prepared) -> Iterator[Any]:
         f"conversations: {plan.total_steps / plan.steps_per_epoch:.3g} times all "
         f"{plan.num_conversations:,}, which hold {sum(map(len, turns)):,} tokens, {trained:,} of them trained",
     )
-    table = Table(box=None, pad_edge=False, show_header=False, width=80, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_column(style="dim", ratio=1)
     for decision in prepared.decisions:
         if decision.value != "auto":
             table.add_row(decision.key, str(decision.value), decision.reason)
-    yield table
+    yield Constrain(table, 80)

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +41,23 @@ class Plan:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """All conversations in the order of this epoch (from 0)."""
-        key = f"{self.fingerprint}/{self.seed}/{epoch}".encode()
-        seed = int.from_bytes(hashlib.sha256(key).digest(), "big")
-        # raw draws, sorted: numpy keeps a bit generator's stream for ever, but not permutation()'s
-        return np.argsort(np.random.PCG64(seed).random_raw(self.num_conversations), kind="stable")
+        return shuffled(self.num_conversations, f"{self.fingerprint}/{self.seed}/{epoch}")
 
     def conversations(self, step: int) -> list[int]:
         """The conversations of a step (from 0). An epoch's last step holds what is left."""
         epoch, index = divmod(step, self.steps_per_epoch)
         start = index * self.batch_size
         return [int(i) for i in self.order(epoch)[start : start + self.batch_size]]
+
+
+@lru_cache(maxsize=2)  # every step of an epoch asks for it
+def shuffled(count: int, key: str) -> NDArray[np.int64]:
+    """The numbers below `count` in an order that depends on `key` alone."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest(), "big")
+    # raw draws, sorted: numpy keeps a bit generator's stream for ever, but not permutation()'s
+    order = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def share_out(turns: Sequence[Turn], budget: int, num_ranks: int, layout: str = "shared") -> list[list[Row]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from imprint.auto import (
-    DataFacts,
     Machine,
     ModelFacts,
     detect_machine,
@@ -81,6 +80,27 @@ def test_a_missing_model_names_the_nearest():
         read_model_facts("smollm")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         read_model_facts("models/smollm")
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "fix"),
+    [
+        ('{"base_model_name_or_path": "models/a b"}', "base model is models/a b", "model='models/a b'"),
+        ("{}", "base model is not recorded", "begin from its base model"),
+        ("[]", "base model is not recorded", "begin from its base model"),
+        ("{", "base model is not recorded", "begin from its base model"),
+    ],
+)
+def test_an_adapter_is_no_whole_model(config, found, fix):
+    Path("tuned").mkdir()
+    Path("tuned/adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"tuned: this is a LoRA adapter.* a whole model") as caught:
+        read_model_facts("tuned")
+    assert found in caught.value.found
+    assert fix in caught.value.fix
+    assert "imprint chat tuned" in caught.value.fix
+    Path("tuned/config.json").write_text('{"hidden_size": 64}')
+    assert read_model_facts("tuned").width == 64
 
 
 def test_a_hub_model_that_is_not_here_yet_is_decided_later(monkeypatch):
@@ -161,7 +181,7 @@ def test_max_length():
 def test_the_machine_decides(machine, device, precision, rows):
     resolved, why = decided(recipe(), machine=machine)
     assert (resolved.device, resolved.precision, resolved.row_tokens) == (device, precision, rows)
-    assert "longest turn" in why["row_tokens"].reason
+    assert why["row_tokens"].reason == f"for {device}; a longer turn gets a row of its own"
 
 
 def test_falling_back_to_the_cpu_is_said():
@@ -191,11 +211,6 @@ def test_processes_share_the_cores(monkeypatch, local, world, threads):
     if local:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert decided(recipe(), world_size=world)[0].threads == threads
-
-
-def test_the_longest_turn_is_the_floor_of_a_row():
-    assert decided(recipe(), data_facts=DataFacts(5000, 10))[0].row_tokens == 5000
-    assert decided(recipe(), data_facts=DataFacts(50, 10))[0].row_tokens == 4096
 
 
 def test_layout_and_attention_stay_auto():
@@ -229,8 +244,8 @@ def test_intervals_wait_for_the_data():
     resolved, why = decided(recipe())
     assert resolved.validate_every == "auto"
     assert why["save_every"].reason == "decided when the steps are counted"
-    resolved, why = decided(recipe(), data_facts=DataFacts(50, 200))
-    assert (resolved.validate_every, why["save_every"].reason) == (20, "at each validation")
+    resolved, (validate, save) = resolve_intervals(resolved, 200)
+    assert (resolved.validate_every, validate.value, save.reason) == (20, 20, "at each validation")
 
 
 # ---- the run folder

@@ -196,6 +196,15 @@ def test_a_reader_that_leaves_is_no_failure(as_json, tiny, tmp_path):
 # ---- train
 
 
+@pytest.mark.parametrize(("size", "said"), [(1, "of 1 conversation:"), (2, "of 2 conversations:")])
+def test_the_plan_is_told_in_80_columns(size, said, tiny, rows, tmp_path, cli):
+    given = ("max_steps=1", "validation=0", f"batch_size={size}")
+    done = cli("train", *settings(tiny, rows, tmp_path / "run", *given))
+    (plan,) = [line for line in done.err.splitlines() if line.startswith("plan")]
+    assert f"1 step {said}" in plan
+    assert len(plan) <= 80
+
+
 def test_train_as_json(tiny, rows, tmp_path, cli):
     run = tmp_path / "run"
     done = cli("train", "--json", *settings(tiny, rows, run, "max_steps=2"))

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,15 @@ def test_light_parts_do_not_load_torch_through_others():
     script = f"import sys\nfor name in {names!r}: __import__(name)\nprint('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_the_package_is_what_pyproject_says():
+    root = SOURCE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "Typing :: Typed" in project["project"]["classifiers"]
+    assert (SOURCE / "imprint" / "py.typed").is_file()
+    for name in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
+        assert (root / name).is_file() or any((root / name).glob("**/*")), name
 
 
 def test_the_table_catches_what_it_should(tmp_path):

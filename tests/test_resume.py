@@ -307,7 +307,19 @@ def test_a_finished_run_is_not_resumed(references, cli):
     assert done.code == 2
     assert "this run is finished" in done.err
     assert f"imprint chat {references('full')}" in done.err
+    assert f"model={references('full') / 'model'}" in done.err
     assert tree(references("full")) == before
+
+
+def test_a_finished_lora_run_is_no_model_to_begin_with(references, rows, tmp_path, tiny, cli):
+    run = references("lora")
+    done = cli("resume", run)
+    assert f"imprint chat {run}" in done.err
+    assert "begin a new run" not in done.err
+    refused = cli("train", *settings(run / "model", rows, tmp_path / "next"))
+    assert refused.code == 2
+    assert "this is a LoRA adapter" in refused.err
+    assert f"model={tiny}" in refused.err
 
 
 @pytest.mark.parametrize("name", ["nothing", "tiny"])

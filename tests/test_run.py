@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from conftest import events_of, losses, settings, tree, weights_of
+from conftest import build_model, events_of, losses, settings, tree, weights_of
 from imprint.errors import RunError
 
 KILL = signal.SIGKILL
@@ -32,6 +32,10 @@ def test_what_a_run_leaves(tiny, rows, tmp_path, cli):
     for level in ledger["records"], ledger["conversations"], ledger["turns"]:
         left = sum(tally["count"] for tally in level["left"].values())
         assert level["total"] == sum(level["kept"].values()) + left
+    (start,) = events_of(run, "start")
+    decided = [decision["key"] for decision in start["decisions"]]
+    assert sorted(set(decided)) == sorted(decided), "what was settled later stands once"
+    assert "auto" not in [decision["value"] for decision in start["decisions"]]
     assert "It is" in (run / "report.html").read_text() or "Name" in (run / "report.html").read_text()
 
 
@@ -182,3 +186,27 @@ def test_models_that_take_one_turn_a_row(kind, tiny, rows, tmp_path, cli):
     assert "one turn a row" in " ".join(done.err.split())
     assert yaml.safe_load((run / "recipe.yaml").read_text())["layout"] == "separate"
     assert cli("chat", run, "--prompt", "hi", "--max-tokens", "2").code == 0
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_tied_model_keeps_its_type_and_its_one_embedding(kind, tiny, rows, tmp_path, cli):
+    """What config.json says of the weights is what they are, and a tied head is not written a second time."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    base = build_model(tmp_path / "base", tie_word_embeddings=True)
+    wanted = getattr(torch, kind)
+    AutoModelForCausalLM.from_pretrained(base, dtype=wanted).save_pretrained(base)
+    run = tmp_path / "run"
+    assert cli("train", *settings(base, rows, run, "max_steps=2", "validation=0")).code == 0
+    assert json.loads((run / "model" / "config.json").read_text())["dtype"] == kind
+    with safe_open(run / "model" / "model.safetensors", "pt") as saved:
+        assert "lm_head.weight" not in saved.keys()  # noqa: SIM118 - not a mapping
+        assert {saved.get_tensor(name).dtype for name in saved.keys()} == {wanted}  # noqa: SIM118
+    assert len({file.stat().st_mode for file in (run / "model").iterdir()}) == 1
+    told = any("bfloat16" in event["text"] for event in events_of(run, "note"))
+    assert told == (kind == "bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert model.dtype == wanted
+    assert model.lm_head.weight is model.model.embed_tokens.weight

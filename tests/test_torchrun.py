@@ -157,3 +157,40 @@ def test_a_message_for_the_user_from_two_processes(tiny, tmp_path):
     assert done.code != 0
     assert "nothing.jsonl" in done.err
     assert "  to fix " in done.err
+
+
+def test_processes_that_see_other_data_do_not_begin(tiny, rows, tmp_path):
+    """A stale copy on one machine: refused by all, with the difference named, and nothing is written."""
+    stale = tmp_path / "stale.jsonl"
+    stale.write_text("".join(rows.read_text().splitlines(keepends=True)[:12]))
+    port, started = free_port(), []
+    for rank, data in enumerate((rows, stale)):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        given = settings(tiny, data, tmp_path / "run", *STEPS)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "imprint.cli", "train", *given],
+                env=environment() | place | {"MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    ended = [finish(process) for process in started]
+    assert [done.code for done in ended] == [2, 2]
+    assert "do not see the same things" in ended[0].out
+    assert "process 1: " in ended[1].out
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_on_another_process_is_told(tiny, rows, tmp_path):
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    given = settings(tiny, tmp_path / "nowhere.jsonl", tmp_path / "run", *STEPS)
+    done = subprocess.run(
+        [sys.executable, "-m", "imprint.cli", "train", *given],
+        env=environment() | place, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "process 1: " in done.stderr
+    assert "nowhere.jsonl" in done.stderr

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,14 +60,6 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What the rendered demonstrations say: tokens of the longest turn, steps of the whole run."""
-
-    longest_turn: int
-    total_steps: int
-
-
-@dataclass(frozen=True, slots=True)
 class Machine:
     """The devices and CPU cores that this process may use."""
 
@@ -86,7 +79,7 @@ class Machine:
 def read_model_facts(model: str, revision: str | None = None) -> ModelFacts | None:
     """The facts in the model folder's config.json; None for a hub model that is not here yet.
 
-    Raises ModelError where a folder or its config.json is missing or cannot be read.
+    Raises ModelError where a folder or its config.json is missing or cannot be read, or is an adapter's.
     """
     folder = Path(model)
     config = folder / "config.json"
@@ -97,6 +90,8 @@ def read_model_facts(model: str, revision: str | None = None) -> ModelFacts | No
         if cached is None:
             return None
         config = cached
+    if not config.is_file() and (folder / "adapter_config.json").is_file():
+        raise _no_whole_model(folder)
     if not config.is_file():
         raise ModelError(
             "the model folder has no config.json",
@@ -153,14 +148,13 @@ def resolve_auto(
     recipe: Recipe,
     *,
     model_facts: ModelFacts | None,
-    data_facts: DataFacts | None = None,
     world_size: int = 1,
     machine: Machine | None = None,
 ) -> tuple[Recipe, list[Decision]]:
     """The recipe with its autos replaced, and what was decided, each with the reason.
 
     What cannot be known yet stays auto, and its decision says when it will be: the learning rate and
-    max_length without the model, the intervals without `data_facts`, layout and attention always.
+    max_length without the model; the intervals, layout and attention always.
     RecipeError if an explicit device does not exist. `world_size` is the number of processes.
     """
     machine = machine or detect_machine()
@@ -172,20 +166,17 @@ def resolve_auto(
         device,
         _precision(name, machine),
         _threads(machine, world_size),
-        _row_tokens(name, data_facts),
+        Decision("row_tokens", ROW_TOKENS[name], f"for {name}; a longer turn gets a row of its own"),
         Decision("output", free_output(recipe), "runs/MODEL-DATA, the first name that is not taken"),
         Decision(
             "layout", "auto", "decided by checks on the loaded model: the first of shared, packed, separate"
         ),
         Decision("attention", "auto", "decided by checks on the loaded model"),
+        Decision("validate_every", "auto", "decided when the steps are counted"),
+        Decision("save_every", "auto", "decided when the steps are counted"),
     ]
     taken = [decision for decision in decisions if getattr(recipe, decision.key) == "auto"]
-    resolved = _with(recipe, taken)
-    if data_facts is not None:
-        resolved, intervals = resolve_intervals(resolved, data_facts.total_steps)
-        return resolved, taken + intervals
-    waiting = [key for key in ("validate_every", "save_every") if getattr(recipe, key) == "auto"]
-    return resolved, taken + [Decision(key, "auto", "decided when the steps are counted") for key in waiting]
+    return _with(recipe, taken), taken
 
 
 def resolve_intervals(recipe: Recipe, total_steps: int) -> tuple[Recipe, list[Decision]]:
@@ -290,17 +281,6 @@ def _threads(machine: Machine, world_size: int) -> Decision:
     return Decision("threads", max(1, machine.cores // local), f"{machine.cores} usable cores{shared}")
 
 
-def _row_tokens(device: Device, facts: DataFacts | None) -> Decision:
-    base = ROW_TOKENS[device]
-    if facts is None:
-        return Decision("row_tokens", base, f"for {device}; raised to the longest turn, if that is longer")
-    if facts.longest_turn > base:
-        return Decision(
-            "row_tokens", facts.longest_turn, f"the longest turn, which is beyond {base} for {device}"
-        )
-    return Decision("row_tokens", base, f"for {device}; the longest turn has {facts.longest_turn}")
-
-
 def _first_count(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     found = (config.get(name) for name in names)
     return next((value for value in found if isinstance(value, int) and value > 0), None)
@@ -322,6 +302,22 @@ def no_folder(folder: Path) -> ModelError:
         where=str(folder),
         expected="a folder with config.json, or a hub id of the form owner/name",
         fix=f"write {folder.parent / likely}" if likely else "correct the path",
+    )
+
+
+def _no_whole_model(folder: Path) -> ModelError:
+    """What to say of a LoRA adapter where a model is wanted: which model it belongs to."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        name = str(base["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):
+        name = ""
+    return ModelError(
+        "this is a LoRA adapter, and training starts from a whole model",
+        where=str(folder),
+        found=f"adapter_config.json, whose base model is {name or 'not recorded'}, and no config.json",
+        fix=f"begin from {f'model={shlex.quote(name)}' if name else 'its base model'}; "
+        f"to talk to the adapter: imprint chat {shlex.quote(str(folder))}",
     )
 
 

@@ -19,7 +19,7 @@ import typer
 from imprint import __version__
 from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on
 from imprint.cli_config import config
-from imprint.errors import ImprintError, RunError
+from imprint.errors import ImprintError, Interrupted, RunError
 
 if TYPE_CHECKING:
     from imprint.run import Result
@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImprintError as error:
         if os.environ.get("IMPRINT_DEBUG") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":  # under torchrun, one process speaks
-            _print_error(error)
+        _print_error(error)
         return error.exit_code
     except SystemExit as leave:
         if isinstance(leave.__context__, BrokenPipeError):  # typer and rich would leave with 1
@@ -216,9 +215,17 @@ def _print_result(result: Result, as_json: bool) -> None:
 
 
 def _print_error(error: ImprintError) -> None:
+    """The message on stderr. Under torchrun the main process tells it all, the others a line each."""
     from rich.text import Text
 
-    message = Text.assemble(("error ", "bold red"), str(error))
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        message = Text.assemble(("error ", "bold red"), str(error))
+    elif isinstance(error, Interrupted):
+        return
+    else:
+        where = f"{error.where}: " if error.where else ""
+        message = Text(f"process {rank}: {where}{error.what}")
     console_for(stderr=True).print(message, soft_wrap=True)
 
 

@@ -156,12 +156,14 @@ def is_finished(run: Path) -> bool:
 
 
 def finished(run: Path) -> RunError:
+    fix, model = f"talk to it: imprint chat {shlex.quote(str(run))}", run / "model"
+    if (model / "config.json").is_file():  # an adapter has none: training starts from a whole model
+        fix += f"; to train on, begin a new run with model={shlex.quote(str(model))}"
     return RunError(
         "this run is finished",
         where=str(run),
         found="its model/ is there, and its last event is its end",
-        fix=f"talk to it: imprint chat {shlex.quote(str(run))}; to train on, begin a new run with "
-        f"model={shlex.quote(str(run / 'model'))}",
+        fix=fix,
     )
 
 

@@ -73,10 +73,10 @@ def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) ->
         fingerprint=loaded.fingerprint,
         max_steps=recipe.max_steps,
     )
-    recipe, more = resolve_intervals(recipe, plan.total_steps)
-    made = Prepared(
-        recipe, decisions + more, folder, facts, rendering, loaded, train, validation, ledger, plan
-    )
+    recipe, settled = resolve_intervals(recipe, plan.total_steps)
+    settled_keys = {decision.key for decision in settled}
+    decisions = [decision for decision in decisions if decision.key not in settled_keys] + settled
+    made = Prepared(recipe, decisions, folder, facts, rendering, loaded, train, validation, ledger, plan)
     check_ids(made)
     return made
 
@@ -204,8 +204,9 @@ def overview(prepared: Prepared) -> Iterator[Any]:
     trained = sum(len(turn.completion) for turn in turns)
     yield Text.assemble(
         ("plan  ", "bold"),
-        f"{plural(plan.total_steps, 'step')} of {min(plan.batch_size, plan.num_conversations):,} "
-        f"conversations: {plan.total_steps / plan.steps_per_epoch:.3g} times all "
+        f"{plural(plan.total_steps, 'step')} of "
+        f"{plural(min(plan.batch_size, plan.num_conversations), 'conversation')}: "
+        f"{plan.total_steps / plan.steps_per_epoch:.3g} times all "
         f"{plan.num_conversations:,}, which hold {sum(map(len, turns)):,} tokens, {trained:,} of them trained",
     )
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))

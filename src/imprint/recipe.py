@@ -145,7 +145,7 @@ class Recipe(Settings):
     save_every: Positive | Auto = "auto"
     """Steps between checkpoints. auto: at each validation."""
     final: Literal["best", "last"] = "best"
-    """Which weights become the run's model: those of the lowest validation loss, or the last ones."""
+    """Which weights become the run's model: those of the best validation (see min_improvement), or the last."""
     samples: Annotated[int, Field(ge=0)] = 4
     """Fixed prompts answered at each validation."""
     sample_tokens: Positive = 64

@@ -43,7 +43,7 @@ from imprint.pack.plan import share_out
 from imprint.prepare import Prepared, overview, prepare
 from imprint.recipe import Recipe
 from imprint.render.turns import Turn
-from imprint.save import save_model
+from imprint.save import save_model, type_on_disk
 from imprint.track import events
 from imprint.track.progress import Progress
 from imprint.train.checkpoint import Counters, is_valid, latest_checkpoint, load_checkpoint, load_weights
@@ -116,6 +116,7 @@ def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) ->
     torch.set_num_threads(recipe.threads)
     mesh = start_mesh(recipe.device)
     try:
+        refuse_differences(prepared, mesh)
         agreed = mesh.agree(now)
         if agreed != now and "strftime_now" in prepared.rendering.template.source:
             prepared, now = prepare(recipe, prepared.folder, agreed, mesh.size), agreed
@@ -126,6 +127,20 @@ def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) ->
         return _execute(prepared, built, now, run, speak)
     finally:
         stop_mesh()
+
+
+def refuse_differences(prepared: Prepared, mesh: Mesh) -> None:
+    """RunError on every process where one of them prepared something else than the main one."""
+    mine = {**fingerprints(prepared), "plan": prepared.plan}
+    theirs = mesh.agree(mine)
+    names = [name for name in mine if mine[name] != theirs[name]]
+    if mesh.any(bool(names)):
+        raise RunError(
+            "the processes of this run do not see the same things",
+            found=f"on process {mesh.rank}, other than on process 0: {', '.join(names) or 'nothing'}",
+            expected="the same data and the same model on every machine",
+            fix="copy both anew to every machine, or keep them on a shared disk",
+        )
 
 
 def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
@@ -352,6 +367,10 @@ def _finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log:
                 fix=f"imprint resume {path} makes it again; final=last does not need it",
             )
         load_weights(chosen, state.model)
+    kept = type_on_disk(prepared.folder)
+    if recipe.method == "full" and kept != torch.float32:
+        name = str(kept).removeprefix("torch.")
+        log.log("note", text=f"saved in {name}, the type of the base model: the last digits are rounded off")
     save_model(built.row_model, prepared.rendering, path / "model", prepared.folder, state.mesh)
     log.log(
         "end",

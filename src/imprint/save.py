@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from imprint.distributed.mesh import Mesh
 from imprint.distributed.shard import reshard, whole
@@ -23,6 +24,7 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
     """
     inner: Any = model.model
     reshard(model)
+    shared = {name: storage(value) for name, value in inner.state_dict().items()}
     tensors = {name: whole(value.detach()).cpu() for name, value in inner.state_dict().items()}
     if not mesh.is_main or is_valid(path):  # valid: the run was killed after this was done
         mesh.wait()
@@ -37,14 +39,15 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
         model.base.generation_config.save_pretrained(partial)
         _tidy_adapter(partial)
     else:
-        kept = _type_on_disk(base)
-        tensors = {
-            name: value.to(kept) if value.is_floating_point() else value for name, value in tensors.items()
-        }
+        kept = type_on_disk(base)
+        once: dict[Any, torch.Tensor] = {}  # tied weights stay one tensor, and are written once
+        for name, value in tensors.items():
+            converted = value.to(kept) if value.is_floating_point() else value
+            tensors[name] = once.setdefault(shared[name] or name, converted)
         implementation = inner.config._attn_implementation
         inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
-        inner.config.dtype = kept
         inner.save_pretrained(partial, state_dict=tensors)
+        _name_type(partial / "config.json", kept)
         inner.set_attn_implementation(implementation)
     tokenizer = rendering.encoder.tokenizer
     tokenizer.chat_template = rendering.template.serving_source
@@ -53,6 +56,23 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
     tokenizer.save_pretrained(partial)
     seal(partial, path)
     mesh.wait()
+
+
+def storage(value: torch.Tensor) -> tuple[Any, ...] | None:
+    """What two tied tensors have in common, sharded or not; None where a tensor holds nothing here."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    return (local.data_ptr(), *value.shape) if local.data_ptr() else None
+
+
+def _name_type(path: Path, kept: torch.dtype) -> None:
+    """Write the weights' type into config.json: transformers writes that of the model in memory."""
+
+    def named(part: dict[str, Any]) -> dict[str, Any]:
+        inner = {key: named(value) if isinstance(value, dict) else value for key, value in part.items()}
+        return inner | ({"dtype": str(kept).removeprefix("torch.")} if "dtype" in part else {})
+
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(named(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _tidy_adapter(folder: Path) -> None:
@@ -65,7 +85,7 @@ def _tidy_adapter(folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def _type_on_disk(folder: Path) -> torch.dtype:
+def type_on_disk(folder: Path) -> torch.dtype:
     """The floating type of a folder's weights: of the first tensor that has one."""
     from safetensors import safe_open
 

@@ -242,6 +242,17 @@ def test_what_a_model_wrote_is_text(run: Path) -> None:
     assert evil in clean.words
 
 
+def test_a_tall_text_scrolls_in_a_box_that_the_keyboard_reaches(run: Path) -> None:
+    reply = "tall\n" * 60
+    fields = {"kind": "sample", "step": 0, "prompt": "p", "question": "q", "reply": reply, "stopped": False}
+    with (run / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(fields | {"reference": "long " * 200}) + "\n")
+    tall = [attrs for _, attrs in page(run).tags if "tall" in attrs.get("class", "").split()]
+    assert [attrs["tabindex"] for attrs in tall] == ["0", "0"]
+    assert all(attrs["aria-label"] for attrs in tall)
+    assert re.search(r"\.tall \{ max-height: [^;]+; overflow-y: auto", (run / "report.html").read_text())
+
+
 def test_the_policy_allows_the_script_of_the_page_and_no_other(run: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     script = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)

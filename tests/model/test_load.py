@@ -250,3 +250,19 @@ def test_stops_are_saved_with_the_model() -> None:
     assert (made.eos_token_id, made.pad_token_id, made.do_sample) == ([7, 2], 7, False)
     set_stops(model, [7], 0)
     assert model.generation_config.pad_token_id == 0
+
+
+def test_other_noise_is_off(tmp_path: Path) -> None:
+    """A router's jitter or a dropped layer would make an update depend on how its rows are cut."""
+    config = tiny_model("mixtral").config
+    config.router_jitter_noise = 0.2
+    config.layerdrop = 0.1
+    assert set_dropout(config, 0.3) > 0
+    assert (config.router_jitter_noise, config.layerdrop, config.attention_dropout) == (0.0, 0.0, 0.3)
+
+
+def test_dropout_that_a_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    tiny_model("mamba").save_pretrained(tmp_path)
+    load_model(tmp_path)
+    with pytest.raises(ModelError, match="no dropout"):
+        load_model(tmp_path, dropout=0.1)

@@ -195,7 +195,7 @@ def test_a_comparison_whose_base_is_gone(run, tmp_path):
 
 
 def test_a_reply_never_leaves_the_context(speaker):
-    prompt = np.full(speaker.context - 3, 40, np.int32)
+    prompt = np.full(speaker.model.context - 3, 40, np.int32)
     speaker.complete(prompt, lambda _: None, max_new_tokens=500)  # three tokens are left; no error
 
 

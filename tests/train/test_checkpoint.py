@@ -255,3 +255,29 @@ def test_text_is_replaced_in_one_move(tmp_path, monkeypatch):
     write_text(path, "two")
     assert [file.name for file in tmp_path.iterdir()] == ["facts.json"]
     shutil.rmtree(tmp_path)
+
+
+def test_a_parameter_without_gradient_does_not_hinder_a_resume(tmp_path):
+    """Gemma 3's vision tower, for one: text does not reach it, and AdamW keeps no moments of it."""
+
+    def with_idle() -> TrainState:
+        state = make_state()
+        state.model.idle = torch.nn.Parameter(torch.ones(3, 3))
+        state.optimizer = adamw(state.model, weight_decay=0.1, betas=(0.9, 0.99), epsilon=1e-8)
+        return state
+
+    whole, first, second = with_idle(), with_idle(), with_idle()
+    expected = step(whole, 4)
+    told = step(first, 2)
+    path = save_checkpoint(tmp_path, first, Counters(), set())
+    load_checkpoint(path, second)
+    assert told + step(second, 2) == expected
+    assert equal(weights(second), weights(whole))
+    assert torch.equal(second.model.idle, torch.ones(3, 3))
+
+
+def test_every_file_may_be_read_by_those_who_may_read_the_others(tmp_path):
+    state = make_state()
+    step(state)
+    path = save_checkpoint(tmp_path, state, Counters(), set())
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1

@@ -32,6 +32,9 @@ class Told:
     def log(self, kind: str, **fields) -> None:
         self.events.append({"kind": kind, **fields})
 
+    def sync(self) -> None:
+        self.events.append({"kind": "sync"})
+
     def steps(self, kind: str) -> list[int]:
         return [event["step"] for event in self.events if event["kind"] == kind]
 

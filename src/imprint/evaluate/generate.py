@@ -21,21 +21,22 @@ def answer(
 ) -> list[tuple[Ids, bool]]:
     """(reply ids without the stop, whether it stopped by itself) of each prompt, greedily.
 
-    Prompts of models with attention are padded on the left and answered together; others
-    (recurrent state would see the padding) one by one.
+    Prompts of models with attention are padded on the left and answered together. Others are
+    answered one by one (recurrent state would see the padding), and so are all where the longest
+    leaves too little room in the model's context.
     """
-    if not model.follows_end and len(prompts) > 1:
+    if not prompts:
+        return []
+    longest = max(len(prompt) for prompt in prompts)
+    room = max_new_tokens if model.context is None else model.context - longest
+    if len(prompts) > 1 and (room < max_new_tokens or not model.follows_end):
         return [
             answer(model, [prompt], stop_ids=stop_ids, max_new_tokens=max_new_tokens)[0] for prompt in prompts
         ]
-    if not prompts:
-        return []
-    device = next(model.parameters()).device
-    longest = max(len(prompt) for prompt in prompts)
-    if model.context is not None:  # replies end where the model's positions do
-        max_new_tokens = min(max_new_tokens, model.context - longest)
+    max_new_tokens = min(max_new_tokens, room)  # a reply ends where the model's positions do
     if max_new_tokens < 1:
-        return [(prompts[0][:0], False) for _ in prompts]
+        return [(prompts[0][:0], False)]
+    device = next(model.parameters()).device
     ids = torch.full((len(prompts), longest), stop_ids[0], dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):

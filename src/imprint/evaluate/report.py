@@ -30,6 +30,7 @@ from imprint.track import events, words
 
 SAMPLED_STEPS = 24  # more of them than this make the page heavy and the slider no better
 LONG = 700  # characters of a text that is folded
+LINES = 12  # lines of a text that gets a box in which it scrolls
 
 
 @dataclass(frozen=True)
@@ -253,5 +254,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, hash=_hash, plural=words.plural)
-    environment.globals.update(LONG=LONG)
+    environment.globals.update(LONG=LONG, LINES=LINES)
     return environment

@@ -107,7 +107,7 @@ def load_model(
     try:
         refuse_remote_code(folder, trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        set_dropout(config, dropout)
+        num_rates = set_dropout(config, dropout)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -123,6 +123,13 @@ def load_model(
             found=" ".join(str(error).split())[:400],
             fix="check that the folder is complete, and that its architecture is a causal language model",
         ) from error
+    if dropout > 0 and not num_rates:
+        raise ModelError(
+            "this model has no dropout",
+            where=f"dropout={dropout:g}",
+            found=f"no dropout rate in the config of {config.model_type}",
+            fix="dropout=0; with method=lora, lora.dropout has an effect",
+        )
     model, info = loaded
     if info["missing_keys"]:  # transformers draws these at random and goes on
         missing = sorted(info["missing_keys"])
@@ -165,13 +172,25 @@ def grow_embeddings(model: Any, num_tokens: int) -> None:
             module.bias[before:] = module.bias[:before].mean()
 
 
-def set_dropout(config: Any, dropout: float) -> None:
-    """Set every dropout rate of a config, nested ones too."""
+def set_dropout(config: Any, dropout: float) -> int:
+    """Set every dropout rate of a config, nested ones too, and switch other noise off; how many were set.
+
+    Noise that would make an update depend on how its rows are cut: the jitter of routers, layers
+    and paths that are dropped at random.
+    """
+    count = 0
     for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]:
         for key, value in list(vars(part).items()) if part is not None else ():
-            named = "dropout" in key or key.endswith("pdrop")
-            if named and isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if any(noise in key for noise in ("jitter", "layerdrop", "drop_path")):
+                setattr(part, key, 0.0)
+            elif ("dropout" in key or key.endswith("pdrop")) and not key.startswith(
+                ("classifier", "summary")
+            ):
                 setattr(part, key, dropout)
+                count += 1
+    return count
 
 
 def set_stops(model: Any, stop_ids: Sequence[int], pad_id: int | None) -> None:

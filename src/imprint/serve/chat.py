@@ -34,15 +34,6 @@ class Speaker:
     model: RowModel
     rendering: Rendering
 
-    @property
-    def context(self) -> int | None:
-        """Most tokens of prompt and reply that the model was made for."""
-        config = self.model.base.config.get_text_config()
-        found: int | None = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "n_positions", None
-        )
-        return found
-
     def reply(
         self, messages: Sequence[Message], show: Show, max_new_tokens: int = 512, **options: Any
     ) -> str:
@@ -70,12 +61,13 @@ class Speaker:
         seed: int | None = None,
     ) -> str:
         """What the model writes behind the ids `prompt`, up to its stop."""
-        room = self.context - len(prompt) if self.context else max_new_tokens
+        context = self.model.context
+        room = context - len(prompt) if context else max_new_tokens
         if room < 1:
             raise ModelError(
                 "the conversation is longer than the model's context",
                 found=f"{len(prompt):,} tokens",
-                expected=f"fewer than {self.context:,}",
+                expected=f"fewer than {context:,}",
                 fix="ask with less text before the reply",
             )
         if seed is not None:

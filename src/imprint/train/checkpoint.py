@@ -96,7 +96,10 @@ def seal(partial: Path, path: Path) -> None:
         if file.is_file() and file.name != "manifest.json"
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    mode = (partial / "manifest.json").stat().st_mode
     for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)  # safetensors makes files that only their owner can read
         sync(file)
     sync(partial)
     os.replace(partial, path)
@@ -165,6 +168,8 @@ def load_checkpoint(path: Path, state: TrainState) -> Counters:
     names = _names(state)
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:
+            if f"{names[id(parameter)]}/step" not in optimizer:
+                continue  # it never had a gradient: a part of the model that text does not reach
             slots = {}
             for key in ("exp_avg", "exp_avg_sq"):
                 slots[key] = torch.zeros_like(parameter)

@@ -29,6 +29,7 @@ class Log(Protocol):
     """Where the loop reports: the event log, and whatever follows it."""
 
     def log(self, kind: str, **fields: Any) -> None: ...
+    def sync(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Cou
             counters.seconds = time.perf_counter() - started
             best = watch.keep_best and counters.best_step == state.step
             if stop or last or best or counters.stopped or state.step % watch.save_every == 0:
+                watch.log.sync()  # a checkpoint never knows more than the log
                 kept = {counters.best_step} if watch.keep_best else set()
                 path = save_checkpoint(watch.checkpoints, state, counters, kept)
                 watch.log.log("checkpoint", step=state.step, path=path.name)
@@ -133,8 +135,9 @@ def look(state: TrainState, data: Data, watch: Watch, counters: Counters) -> Non
     if data.validation:
         begun = time.perf_counter()
         loss, trained_tokens = evaluate(state, data.validation)
-        is_better = counters.best_loss is None or loss < counters.best_loss - watch.min_improvement
-        best = state.step > 0 and is_better  # before training is only compared with
+        # before training is only compared with
+        limit = math.inf if counters.best_loss is None else counters.best_loss - watch.min_improvement
+        best = state.step > 0 and loss < limit
         if best:
             counters.best_loss, counters.best_step, counters.waited = loss, state.step, 0
         elif state.step > 0:

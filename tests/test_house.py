@@ -15,10 +15,10 @@ SOURCE = Path(__file__).parent.parent / "src"
 # A part may import parts of its own floor and of those below. `track` is as low as data, because
 # everything reports events; `demo` stands beside run, because it builds recipes and runs them;
 # `prepare` and `save` are what run does before and after training, `show` is prepare without a model,
-# `folder` is what run keeps.
+# `folder` is what run keeps, `build` and `samples` are what it works on.
 FLOOR = {
     "cli": 7, "cli_config": 7, "cli_arguments": 7, "api": 7,
-    "run": 6, "prepare": 6, "save": 6, "show": 6, "folder": 6, "demo": 6,
+    "run": 6, "prepare": 6, "save": 6, "show": 6, "folder": 6, "build": 6, "samples": 6, "demo": 6,
     "train": 5, "evaluate": 5, "export": 5, "serve": 5, "studio": 5, "synth": 5,
     "distributed": 4,
     "pack": 3, "model": 3,
@@ -30,6 +30,7 @@ FLOOR = {
 STRANGERS = {frozenset({"render", "model"}), frozenset({"render", "track"}), frozenset({"data", "track"})}
 # Wiring stays apart from doing: a Recipe is read by those that decide, and by the report, which prints it.
 SEES_RECIPE = {
+    "build",
     "folder",
     "cli",
     "api",

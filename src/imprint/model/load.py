@@ -90,20 +90,8 @@ def refuse_remote_code(folder: Path, allowed: bool) -> None:
         )
 
 
-def load_model(
-    folder: Path,
-    *,
-    num_tokens: int = 0,
-    grow: bool = False,
-    dropout: float = 0.0,
-    attention: str = "segments",
-    trust_remote_code: bool = False,
-) -> nn.Module:
-    """The causal language model of a folder, in float32 on the CPU, ready to be trained on rows.
-
-    `num_tokens` embeddings are needed; where the model has fewer, they are added if `grow`
-    (as the mean of the others, so that a new token starts as an average one), else ModelError.
-    """
+def read_weights(folder: Path, dropout: float, trust_remote_code: bool) -> Any:
+    """The model of a folder, whole, in float32; ModelError where anything of it is missing."""
     try:
         refuse_remote_code(folder, trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -140,6 +128,24 @@ def load_model(
             expected="a tensor for each parameter of its architecture",
             fix="download or convert the model again",
         )
+    return model
+
+
+def load_model(
+    folder: Path,
+    *,
+    num_tokens: int = 0,
+    grow: bool = False,
+    dropout: float = 0.0,
+    attention: str = "segments",
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """The causal language model of a folder, in float32 on the CPU, ready to be trained on rows.
+
+    `num_tokens` embeddings are needed; where the model has fewer, they are added if `grow`
+    (as the mean of the others, so that a new token starts as an average one), else ModelError.
+    """
+    model = read_weights(folder, dropout, trust_remote_code)
     rows = model.get_input_embeddings().weight.shape[0]
     if num_tokens > rows:
         if not grow:

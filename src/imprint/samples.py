@@ -1,0 +1,36 @@
+"""The fixed prompts of a run: which are asked at each validation, and what is kept of the answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from imprint.data.conversation import Conversation
+from imprint.prepare import Prepared
+from imprint.render.turns import Turn
+
+
+def fixed_prompts(prepared: Prepared) -> list[tuple[Turn, Conversation]]:
+    """The turns whose prompts are answered at each validation: held-out ones where there are any."""
+    loaded = prepared.loaded
+    turns, whole = (
+        (prepared.validation, loaded.validation) if prepared.validation else (prepared.train, loaded.train)
+    )
+    last = {turns[-1].prompt.tobytes(): turns[-1] for turns in turns}  # equal prompts once
+    different = list(last.values())
+    count = min(prepared.recipe.samples, len(different))
+    chosen = [different[i * len(different) // count] for i in range(count)]
+    return [(turn, whole[turn.conversation]) for turn in chosen]
+
+
+def describe_sample(prepared: Prepared, turn: Turn, conversation: Conversation, reply: Any) -> dict[str, Any]:
+    """A sample's texts: the prompt as the model saw it, the question, the reply, the demonstration's own."""
+    encoder = prepared.rendering.encoder
+    messages = conversation.messages[: turn.turn]
+    stops = list(prepared.rendering.stop_ids)
+    reference = turn.completion[:-1] if turn.completion[-1] in stops else turn.completion
+    return {
+        "prompt": encoder.decode(turn.prompt),
+        "question": next((m.content for m in reversed(messages) if m.role == "user"), ""),
+        "reply": encoder.decode(reply),
+        "reference": encoder.decode(reference),
+    }

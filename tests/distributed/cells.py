@@ -55,6 +55,8 @@ CELLS = {
     "gpt2, plain descent": Cell("gpt2", tied=True, sgd=True),
     "gpt2, adapters": Cell("gpt2", tied=True, adapted=True),
     "gpt_neox, plain descent": Cell("gpt_neox", sgd=True),
+    "float32, plain descent": Cell(dtype=torch.float32, sgd=True),
+    "adapters, float32, plain descent": Cell(dtype=torch.float32, sgd=True, adapted=True),
     "experts": Cell("qwen3_moe", sgd=True),
     "own head": Cell("gemma2", own_head=True),
 }

@@ -30,7 +30,9 @@ def moved(found: dict[str, Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CELLS)
 def test_ranks_update_as_one_process_does(ranks: Ranks, name: str, size: int) -> None:
     one, many = alone(name), [rank[name] for rank in ranks(size)]
-    bar = 1e-3 if CELLS[name].dtype == torch.float32 else 1e-6
+    # plain descent shows the gradients themselves; AdamW divides the smallest of them by themselves
+    loose = 1e-4 if CELLS[name].sgd else 1e-3
+    bar = loose if CELLS[name].dtype == torch.float32 else 1e-6
     # a third is no binary number: RMSNorm's float32 inside then rounds otherwise, and AdamW divides by small gradients
     update_bar = max(bar, 2e-5) if size == 3 and not CELLS[name].sgd else bar
     for found in many:

@@ -22,7 +22,7 @@ from typing import Any
 from _common import SHARED, machine, write_result
 
 from imprint.data.ledger import Ledger
-from imprint.data.load import load
+from imprint.data.load import Loaded, load
 from imprint.pack.plan import Plan, share_out
 from imprint.recipe import DataSource
 from imprint.render.resolve import load_tokenizer, prepare_rendering
@@ -32,11 +32,9 @@ from imprint.render.turns import Turn, render
 GOAL = 2.0
 
 
-def ours(path: Path, tokenizer_folder: Path) -> tuple[float, dict[str, float], int]:
-    """(seconds, seconds of each part, turns) from the file to the rows of one epoch."""
-    tokenizer = load_tokenizer(str(tokenizer_folder))
-    started = time.perf_counter()
-    loaded = load(
+def read(path: Path) -> Loaded:
+    """The conversations of a file, as a run reads them."""
+    return load(
         [DataSource(path=str(path))],
         validation=0.0,
         bad_rows="stop",
@@ -44,7 +42,14 @@ def ours(path: Path, tokenizer_folder: Path) -> tuple[float, dict[str, float], i
         seed=0,
         ledger=Ledger(),
     )
-    read = time.perf_counter()
+
+
+def ours(path: Path, tokenizer_folder: Path) -> tuple[float, dict[str, float], int]:
+    """(seconds, seconds of each part, turns) from the file to the rows of one epoch."""
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    started = time.perf_counter()
+    loaded = read(path)
+    was_read = time.perf_counter()
     rendering = prepare_rendering(tokenizer, template="chatml", now=datetime(2026, 1, 1))
     turns = [
         item
@@ -56,7 +61,7 @@ def ours(path: Path, tokenizer_folder: Path) -> tuple[float, dict[str, float], i
     for step in range(plan.total_steps):
         share_out([turns[i] for i in plan.conversations(step)], 4096, 1)
     done = time.perf_counter()
-    parts = {"read": read - started, "render": rendered - read, "pack": done - rendered}
+    parts = {"read": was_read - started, "render": rendered - was_read, "pack": done - rendered}
     return done - started, parts, len(turns)
 
 
@@ -64,14 +69,7 @@ def reference(path: Path, tokenizer_folder: Path) -> float:
     """Seconds to render each conversation once and to encode all texts at once."""
     tokenizer: Any = load_tokenizer(str(tokenizer_folder))
     template = prepare_rendering(tokenizer, template="chatml", now=datetime(2026, 1, 1)).template
-    loaded = load(
-        [DataSource(path=str(path))],
-        validation=0.0,
-        bad_rows="stop",
-        consecutive_replies="merge",
-        seed=0,
-        ledger=Ledger(),
-    )
+    loaded = read(path)
     conversations = [[as_template_input(m) for m in c.messages] for c in loaded.train]
     started = time.perf_counter()
     texts = [template.render(messages) for messages in conversations]

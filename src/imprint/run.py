@@ -242,7 +242,7 @@ def _finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log:
             raise RunFailed(
                 "the checkpoint of the best weights was damaged on the disk",
                 where=str(chosen),
-                fix=f"imprint resume {path} makes it again; final=last does not need it",
+                fix=f"{resume_command(path)} makes it again",
             )
         load_weights(chosen, state.model)
     kept = type_on_disk(prepared.folder)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from conftest import ROWS, events_of, settings, tree, write_rows
 from imprint.distributed.mesh import Mesh
-from imprint.errors import Interrupted
+from imprint.errors import Interrupted, RunFailed
 from imprint.pack.plan import Plan, share_out
 from imprint.train.checkpoint import Counters, latest_checkpoint
 from imprint.train.loop import Data, Outcome, Watch, seed_noise, stop_signals, train
@@ -106,6 +106,13 @@ def test_early_stopping_says_why(tmp_path):
     assert told.steps("checkpoint")[-1] == stop["step"]  # a stopped run stays stopped when resumed
     saved = json.loads((latest_checkpoint(tmp_path) / "state.json").read_text())
     assert saved["counters"]["stopped"] == stop["reason"]
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
+    """It is no reason to stop early, and never the best: it is a failure, told at once."""
+    monkeypatch.setattr("imprint.train.loop.evaluate", lambda state, rows: (float("nan"), 7))
+    with pytest.raises(RunFailed, match="validation loss is not finite after step 0"):
+        run_loop(tmp_path, steps=2, patience=1)
 
 
 def test_min_improvement_is_what_better_means(tmp_path):

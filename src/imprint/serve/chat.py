@@ -159,7 +159,8 @@ def load_weights(base: Path, adapter: Path | None, num_tokens: int) -> Any:
         from peft import PeftModel
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft 0.21 asks transformers 5 by a name that is going away
+            # peft 0.21 asks transformers 5 by a name that is going away
+            warnings.simplefilter("ignore", FutureWarning)
             model = PeftModel.from_pretrained(model, adapter)
     return model
 

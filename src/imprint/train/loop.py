@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from imprint.errors import Interrupted
+from imprint.errors import Interrupted, RunFailed
 from imprint.pack.plan import Plan, share_out
 from imprint.pack.row import Row
 from imprint.render.turns import Turn
@@ -135,6 +135,13 @@ def look(state: TrainState, data: Data, watch: Watch, counters: Counters) -> Non
     if data.validation:
         begun = time.perf_counter()
         loss, trained_tokens = evaluate(state, data.validation)
+        if not math.isfinite(loss):
+            raise RunFailed(
+                f"the validation loss is not finite after step {state.step}",
+                found=f"loss {loss}",
+                expected="a finite number; the last checkpoint is from before it",
+                fix="look at the base model, or begin a new run with a lower learning_rate or precision=float32",
+            )
         # before training is only compared with
         limit = math.inf if counters.best_loss is None else counters.best_loss - watch.min_improvement
         best = state.step > 0 and loss < limit

@@ -2,10 +2,11 @@
 
     python benchmarks/prepare.py [--rounds 7]
 
-Ours reads the file, recognises its rows, renders two texts for each reply, tokenises, checks and
-lays out every step of an epoch. The reference gets the conversations for nothing: it renders each
-once with transformers' apply_chat_template and encodes all texts in one call. Same process, same
-threads, in turn; the figure is the median of the paired ratios. Goal: at most 2.
+Ours reads the file, recognises its rows, renders two texts for each reply, tokenises, checks, keeps
+conversations and turns on disk, and lays out every step of an epoch from there. The reference gets
+the conversations for nothing: it renders each once with transformers' apply_chat_template and encodes
+all texts in one call. Same process, same threads, in turn; the figure is the median of the paired
+ratios. Goal: at most 2.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from _common import SHARED, machine, write_result
 
 from imprint.data.ledger import Ledger
 from imprint.data.load import Loaded, load
+from imprint.data.spool import Scratch
 from imprint.pack.plan import Plan, share_out
 from imprint.recipe import DataSource
+from imprint.render.form import as_template_input
 from imprint.render.resolve import load_tokenizer, prepare_rendering
-from imprint.render.template import as_template_input
+from imprint.render.store import TurnStore, TurnWriter
 from imprint.render.turns import Turn, render
 
 GOAL = 2.0
@@ -51,15 +54,16 @@ def ours(path: Path, tokenizer_folder: Path) -> tuple[float, dict[str, float], i
     loaded = read(path)
     was_read = time.perf_counter()
     rendering = prepare_rendering(tokenizer, template="chatml", now=datetime(2026, 1, 1))
-    turns = [
-        item
-        for item in render(loaded.train, rendering.template, rendering.encoder, max_length=2048)
-        if isinstance(item, Turn)
-    ]
+    scratch = Scratch()
+    with TurnWriter(scratch.path, "train") as writer:
+        for item in render(loaded.train, rendering.template, rendering.encoder, max_length=2048):
+            if isinstance(item, Turn):
+                writer.add(item)
+    turns = TurnStore(scratch.path, "train", keep=scratch)
     rendered = time.perf_counter()
     plan = Plan(len(turns), 32, 1, 0, loaded.fingerprint)
     for step in range(plan.total_steps):
-        share_out([turns[i] for i in plan.conversations(step)], 4096, 1)
+        share_out([turn for i in plan.conversations(step) for turn in turns[i]], 4096, 1)
     done = time.perf_counter()
     parts = {"read": was_read - started, "render": rendered - was_read, "pack": done - rendered}
     return done - started, parts, len(turns)

@@ -31,19 +31,23 @@ rendering = imprint.prepare_rendering(
     tokenizer,
     template="auto" if tokenizer.chat_template else "chatml",
     now=datetime.now(),
-    conversations=loaded.train,
+    reasoning=loaded.reasoning,
 )
 
 
 def turns_of(conversations):
     turns = [[] for _ in conversations]
     for item in imprint.render_turns(
-        conversations, rendering.template, rendering.encoder, max_length=max_length
+        conversations,
+        rendering.template,
+        rendering.encoder,
+        max_length=max_length,
+        stop_ids=rendering.stop_ids,
     ):
-        if isinstance(item, imprint.LeftOut):
-            print(f"left out: {item.source}: {item.reason}")
-        else:
+        if isinstance(item, imprint.Turn):
             turns[item.conversation].append(item)
+        else:
+            print(f"{item.source}: {item.reason if isinstance(item, imprint.LeftOut) else item.warning}")
     return [found for found in turns if found]
 
 

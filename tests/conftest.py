@@ -219,6 +219,15 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared data goes into a folder of these tests, in subprocesses too; the user's own cache is left alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPRINT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 60,000 random parameters, with a tokenizer and no chat template."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 
 import pytest
 
@@ -377,7 +378,8 @@ def test_a_validation_file_with_nothing_to_validate(here, refused):
 
 def test_a_validation_share_with_nothing_left_is_said(here, cli, monkeypatch):
     """The share is there, its replies are too long: the run says that it validates nothing, and ends."""
-    monkeypatch.setattr("imprint.data.load.split", lambda found, share, seed: (found[:-1], found[-1:]))
+    everything = array("q", range(len(ROWS) + 1))
+    monkeypatch.setattr("imprint.data.load.split", lambda hashes, share: (everything[:-1], everything[-1:]))
     write_rows(here / "some.jsonl", [*ROWS, LONG])
     done = cli("train", *settings("model", "some.jsonl", "run", "max_steps=1", "validation=0.1", "samples=2"))
     assert done.code == 0, done.err

@@ -14,11 +14,14 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 # A part may import parts of its own floor and of those below. `track` is as low as data, because
 # everything reports events; `demo` stands beside run, because it builds recipes and runs them;
-# `prepare` and `save` are what run does before and after training, `show` is prepare without a model,
-# `folder` is what run keeps, `build` and `samples` are what it works on.
+# `prepare` and `save` are what run does before and after training, `preparation` is prepare without a
+# model, `show` looks at it, `folder` is what run keeps, `build` and `samples` are what it works on,
+# `cache` keeps what preparation makes.
 FLOOR = {
-    "cli": 7, "cli_config": 7, "cli_arguments": 7, "api": 7,
-    "run": 6, "prepare": 6, "save": 6, "show": 6, "folder": 6, "build": 6, "samples": 6, "demo": 6,
+    "cli": 7, "cli_show": 7, "cli_config": 7, "cli_arguments": 7, "api": 7,
+    "run": 6, "prepare": 6, "save": 6, "folder": 6, "build": 6, "samples": 6, "demo": 6,
+    "show": 6, "show_row": 6, "show_diff": 6, "show_page": 6,
+    "preparation": 6, "cache": 3,
     "train": 5, "evaluate": 5, "export": 5, "serve": 5, "studio": 5, "synth": 5,
     "distributed": 4,
     "pack": 3, "model": 3,
@@ -36,7 +39,9 @@ SEES_RECIPE = {
     "api",
     "run",
     "prepare",
+    "preparation",
     "show",
+    "show_row",
     "demo",
     "evaluate",
     "auto",
@@ -58,6 +63,7 @@ LIGHT = (
     "render",
     "track",
     "cli",
+    "cli_show",
     "cli_config",
     "cli_arguments",
     "api",

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from imprint.render.template import Template as Template
     from imprint.render.tokens import Encoder as Encoder
     from imprint.render.turns import LeftOut as LeftOut
+    from imprint.render.turns import Noticed as Noticed
     from imprint.render.turns import Turn as Turn
     from imprint.render.turns import render as render_turns
     from imprint.run import Result as Result
@@ -105,6 +106,7 @@ _HOMES = {
     "Encoder": "imprint.render.tokens",
     "Turn": "imprint.render.turns",
     "LeftOut": "imprint.render.turns",
+    "Noticed": "imprint.render.turns",
     "render_turns": "imprint.render.turns:render",
     # rows
     "Row": "imprint.pack.row",
@@ -172,6 +174,7 @@ __all__ = [
     "Encoder",
     "Turn",
     "LeftOut",
+    "Noticed",
     "render_turns",
     "Row",
     "positions",

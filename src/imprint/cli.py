@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprint import __version__
+from imprint import __version__, cli_show
 from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on
 from imprint.cli_config import config
 from imprint.errors import ImprintError, Interrupted, RunError
@@ -87,47 +87,7 @@ def demo(
     tell(where, console_for())
 
 
-@app.command(
-    "show",
-    epilog="Examples: imprint show model=models/base data=train.jsonl template=chatml · "
-    "imprint show recipe.yaml --json",
-)
-def show(
-    arguments: Arguments = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a turn, all turns.")] = False,
-    number: Annotated[
-        int | None, typer.Option("-n", "--number", min=1, help="How many turns to show (3; all with --json).")
-    ] = None,
-) -> None:
-    """Show what will be trained, token by token. Needs a tokenizer, no weights.
-
-    Formats that are recognised: messages, sharegpt, alpaca, instruction_output, prompt_response,
-    prompt_completion, question_answer.
-    """
-    from imprint.render.preview import as_json as turn_as_json
-    from imprint.render.preview import as_text, legend
-    from imprint.show import shown_turns
-
-    shown = shown_turns(resolved(arguments).recipe)
-    rendering, ledger = shown.rendering, shown.ledger
-    notes = console_for(stderr=True)
-    if as_json:
-        for turn in shown.turns[:number]:
-            row = turn_as_json(turn, shown.number(turn), shown.texts(turn))
-            typer.echo(json.dumps(row, ensure_ascii=False))
-    else:
-        console = console_for()
-        colour = console.color_system is not None
-        console.print(legend(colour=colour))
-        for turn in shown.turns[: number or 3]:
-            view = as_text(turn, shown.number(turn), rendering.encoder, rendering.stop_ids, colour=colour)
-            console.print(view)
-    for note in rendering.notes:
-        notes.print(f"note  {note}", markup=False)
-    notes.print(ledger.table())
-    for reason, detail in ledger.details.items():
-        if detail:
-            notes.print(f"{reason}: {detail}", markup=False, soft_wrap=True)
+app.command("show", epilog=cli_show.EPILOG)(cli_show.show)
 
 
 @app.command(

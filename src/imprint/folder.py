@@ -173,8 +173,13 @@ def fingerprints(prepared: Prepared) -> dict[str, str]:
     return {
         "data": prepared.loaded.fingerprint,
         "model": model_fingerprint(prepared.folder),
-        "template": hashlib.sha256(template.serving_source.encode()).hexdigest(),
+        "template": _digest(template.serving),
     }
+
+
+def _digest(serving: str | dict[str, str]) -> str:
+    text = serving if isinstance(serving, str) else json.dumps(serving, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

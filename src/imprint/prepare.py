@@ -1,25 +1,31 @@
 """Before anything is trained: the model found, the data read and rendered, every auto settled.
 
-Nothing is written here. What is wrong with the input is found here, before weights are loaded.
+What is wrong with the input is found here, before weights are loaded. Nothing is written but the
+prepared data, into the user's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from imprint.auto import Decision, ModelFacts, read_model_facts, resolve_auto, resolve_intervals
-from imprint.data.conversation import Conversation
+from imprint.cache import Origin, cached
 from imprint.data.ledger import Ledger
-from imprint.data.load import Loaded, load
-from imprint.errors import DataError, ModelError, RecipeError
+from imprint.data.load import Loaded
+from imprint.errors import ModelError, RecipeError
 from imprint.pack.plan import Plan
-from imprint.recipe import DataSource, Recipe
-from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
-from imprint.render.turns import LeftOut, Turn, render
+from imprint.preparation import Preparation
+from imprint.preparation import read_and_render as read_and_render
+from imprint.preparation import turns_of as turns_of
+from imprint.recipe import Recipe
+from imprint.render.resolve import Rendering
+from imprint.render.store import TurnStore
 from imprint.track.words import plural
 
 
@@ -33,38 +39,40 @@ class Prepared:
     facts: ModelFacts
     rendering: Rendering
     loaded: Loaded
-    train: list[list[Turn]]
-    validation: list[list[Turn]]
+    train: TurnStore
+    validation: TurnStore
     ledger: Ledger
     plan: Plan
+    origin: Origin
+    seconds: float
 
     @property
     def num_tokens(self) -> int:
         """Embedding rows that the data, the stops and added tokens need."""
-        return max(_largest_id([*self.train, *self.validation]), *self.rendering.stop_ids) + 1
+        largest = (self.train.sums.largest_id, self.validation.sums.largest_id)
+        return max(*largest, *self.rendering.stop_ids) + 1
 
     @property
     def longest(self) -> int:
         """Tokens of the longest turn."""
-        return max(len(turn) for turns in [*self.train, *self.validation] for turn in turns)
+        return max(self.train.sums.longest, self.validation.sums.longest)
 
 
 def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) -> Prepared:
-    """Read, render and plan; UserError with place and remedy for whatever is wrong."""
+    """Read, render and plan; UserError with place and remedy for whatever is wrong.
+
+    What was prepared before, by this or another process, is taken from the cache.
+    """
+    started = time.perf_counter()
     facts = read_model_facts(str(folder))
     assert facts is not None, "a folder has a config.json, or is refused"
     recipe, decisions = resolve_auto(recipe, model_facts=facts, world_size=world_size)
     check_length(recipe, facts)
-    loaded, rendering, ledger = read_and_render(recipe, folder, now, recipe.validation)
-    train = turns_of(loaded.train, recipe, rendering, ledger, "trained")
-    validation = turns_of(loaded.validation, recipe, rendering, ledger, "validated")
-    ledger.check()
-    if not train:
-        raise nothing_left("trainable", ledger, recipe.data)
-    if not validation and isinstance(recipe.validation, DataSource):
-        raise nothing_left("validation", ledger, [recipe.validation])
-    if not validation and loaded.validation:
-        ledger.warn("no held-out reply is left: nothing is validated", loaded.validation[0].source)
+    preparation = Preparation(recipe, folder, now)
+    (loaded, train, validation, ledger), origin = cached(
+        preparation.key(), preparation.make, preparation.read
+    )
+    rendering = preparation.rendering or preparation.render_with(loaded.reasoning)
     plan = Plan(
         num_conversations=len(train),
         batch_size=recipe.batch_size,
@@ -76,63 +84,12 @@ def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) ->
     recipe, settled = resolve_intervals(recipe, plan.total_steps)
     settled_keys = {decision.key for decision in settled}
     decisions = [decision for decision in decisions if decision.key not in settled_keys] + settled
-    made = Prepared(recipe, decisions, folder, facts, rendering, loaded, train, validation, ledger, plan)
+    made = Prepared(
+        recipe, decisions, folder, facts, rendering, loaded, train, validation, ledger, plan, origin,
+        time.perf_counter() - started,
+    )  # fmt: skip
     check_ids(made)
     return made
-
-
-def read_and_render(
-    recipe: Recipe, folder: Path, now: datetime, validation: float | DataSource
-) -> tuple[Loaded, Rendering, Ledger]:
-    """The conversations, the tokenizer with its template, and the ledger so far."""
-    tokenizer = load_tokenizer(str(folder), recipe.revision, recipe.trust_remote_code)
-    ledger = Ledger()
-    loaded = load(
-        recipe.data,
-        validation=validation,
-        bad_rows=recipe.bad_rows,
-        consecutive_replies=recipe.consecutive_replies,
-        seed=recipe.seed,
-        ledger=ledger,
-    )
-    rendering = prepare_rendering(
-        tokenizer,
-        template=recipe.template,
-        options=recipe.template_options,
-        now=now,
-        conversations=loaded.train,
-        config_stops=config_stops(folder),
-    )
-    return loaded, rendering, ledger
-
-
-def turns_of(
-    conversations: Sequence[Conversation], recipe: Recipe, rendering: Rendering, ledger: Ledger, kind: str
-) -> list[list[Turn]]:
-    """The turns of each conversation that has any; what becomes of every reply goes into the ledger."""
-    found: list[list[Turn]] = [[] for _ in conversations]
-    assert isinstance(recipe.max_length, int)
-    for item in render(
-        conversations,
-        rendering.template,
-        rendering.encoder,
-        train_on=recipe.train_on,
-        max_length=recipe.max_length,
-        too_long=recipe.too_long,
-    ):
-        ledger.turn(item.source)
-        if isinstance(item, LeftOut):
-            ledger.leave_turn_out(item.source, item.reason, item.detail)
-            continue
-        ledger.keep_turn(item.source, kind)
-        if item.case == "truncated":
-            ledger.warn("a reply is cut at max_length; its stop is not trained", item.source)
-        found[item.conversation].append(item)
-    part = "train" if kind == "trained" else "validation"
-    for conversation, turns in zip(conversations, found, strict=True):
-        if not turns:
-            ledger.withdraw(part, conversation.source, "none of its replies can be trained")
-    return [turns for turns in found if turns]
 
 
 def check_length(recipe: Recipe, facts: ModelFacts) -> None:
@@ -155,7 +112,7 @@ def check_ids(prepared: Prepared) -> None:
         return
     encoder = prepared.rendering.encoder
     allowed = {int(i) for i in encoder.tokenizer.convert_tokens_to_ids(list(added))} if added else set()
-    for turns in [*prepared.train, *prepared.validation]:
+    for turns in chain(prepared.train, prepared.validation):
         for turn in turns:
             for token in turn.ids[turn.ids >= rows].tolist():
                 if token not in allowed:
@@ -168,25 +125,15 @@ def check_ids(prepared: Prepared) -> None:
                     )
 
 
-def _largest_id(groups: Sequence[Sequence[Turn]]) -> int:
-    return max((int(turn.ids.max()) for turns in groups for turn in turns), default=0)
-
-
-def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> DataError:
-    """The error that says why no reply can be used."""
-    reasons = [
-        f"{tally.count:,} × {reason} ({tally})"
-        for level in (ledger.records, ledger.conversations, ledger.turns)
-        for reason, tally in level.left.items()
-    ]
-    details = [detail for detail in ledger.details.values() if detail]
-    return DataError(
-        f"0 {kind} rows: every reply was left out",
-        where=", ".join(source.path for source in sources),
-        found="\n".join(reasons + details[:2]),
-        expected="at least one reply that the template renders and max_length has room for",
-        fix="see what becomes of each row: give the same arguments to `imprint show`",
-    )
+def where_from(prepared: Prepared) -> str:
+    """One line: prepared now, or taken from the cache, and where it lies."""
+    origin = prepared.origin
+    # its whole name is a hash, and longer than a line
+    place = f"{origin.folder.parent / origin.folder.name[:12]}…" if origin.folder else ""
+    if origin.taken:
+        return f"taken from the cache, as prepared on {origin.created:%Y-%m-%d at %H:%M}: {place}"
+    kept = f"kept for other runs in {place}" if place else f"not kept: {origin.note}"
+    return f"prepared in {prepared.seconds:.1f} s, {kept}"
 
 
 def overview(prepared: Prepared) -> Iterator[Any]:
@@ -200,14 +147,16 @@ def overview(prepared: Prepared) -> Iterator[Any]:
     for reason, detail in prepared.ledger.details.items():
         if detail:
             yield Text(f"{reason}: {detail}", "dim")
-    turns = [turn for group in prepared.train for turn in group]
-    trained = sum(len(turn.completion) for turn in turns)
+    for note in prepared.ledger.notes:
+        yield Text.assemble(("note  ", "bold"), note)
+    yield Text.assemble(("data  ", "bold"), where_from(prepared))
+    sums = prepared.train.sums
     yield Text.assemble(
         ("plan  ", "bold"),
         f"{plural(plan.total_steps, 'step')} of "
         f"{plural(min(plan.batch_size, plan.num_conversations), 'conversation')}: "
         f"{plan.total_steps / plan.steps_per_epoch:.3g} times all "
-        f"{plan.num_conversations:,}, which hold {sum(map(len, turns)):,} tokens, {trained:,} of them trained",
+        f"{plan.num_conversations:,}, which hold {sums.tokens:,} tokens, {sums.trained_tokens:,} of them trained",
     )
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)

@@ -77,7 +77,8 @@ class Recipe(Settings):
 
     # as which tokens
     template: Text = "auto"
-    """Chat template: auto (the tokenizer's own), a .jinja file, or a preset: chatml, llama2, alpaca."""
+    """Chat template: auto (the tokenizer's own), a .jinja file, or a preset: chatml, llama2, llama3,
+    mistral, gemma, vicuna, zephyr, alpaca, plain."""
     template_options: dict[str, Any] = {}
     """Variables given to the template, at training and as the serving default: {enable_thinking: false}."""
     train_on: Literal["replies", "last_reply", "everything"] = "replies"
@@ -88,6 +89,12 @@ class Recipe(Settings):
     """A turn beyond max_length: leave it out, cut the end of its reply (its stop is then untrained), or stop."""
     consecutive_replies: Literal["merge", "leave_out"] = "merge"
     """Two assistant messages in a row: merge them into one reply, or leave the conversation out."""
+    unfaithful: Literal["leave_out", "error", "keep"] = "leave_out"
+    """A reply that the template swallows in part or changes, or whose context it does: leave it out, stop, or
+    train it as rendered. (Where a template has no rendering for it at all, keep leaves it out too.)"""
+    control_tokens: Literal["leave_out", "escape", "keep"] = "leave_out"
+    """A control token (<|im_end|>, </s>) in the data's own text: leave out the replies behind it, put a space
+    into it so that it is ordinary text, or keep it as the tokenizer reads it."""
 
     # how
     method: Literal["full", "lora"] = "full"

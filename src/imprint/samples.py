@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imprint.data.conversation import Conversation
 from imprint.prepare import Prepared
 from imprint.render.turns import Turn
@@ -15,11 +18,17 @@ def fixed_prompts(prepared: Prepared) -> list[tuple[Turn, Conversation]]:
     turns, whole = (
         (prepared.validation, loaded.validation) if prepared.validation else (prepared.train, loaded.train)
     )
-    last = {turns[-1].prompt.tobytes(): turns[-1] for turns in turns}  # equal prompts once
-    different = list(last.values())
+    different = _different(turns.last_prompts)
     count = min(prepared.recipe.samples, len(different))
-    chosen = [different[i * len(different) // count] for i in range(count)]
+    chosen = [turns[different[i * len(different) // count]][-1] for i in range(count)]
     return [(turn, whole[turn.conversation]) for turn in chosen]
+
+
+def _different(prompts: NDArray[np.uint64]) -> list[int]:
+    """Of equal prompts the last one, in the order in which they first occur."""
+    _, first = np.unique(prompts, return_index=True)
+    _, last = np.unique(prompts[::-1], return_index=True)
+    return [len(prompts) - 1 - int(i) for i in last[np.argsort(first)]]
 
 
 def describe_sample(prepared: Prepared, turn: Turn, conversation: Conversation, reply: Any) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def save_model(model: RowModel, rendering: Rendering, path: Path, base: Path, me
         _name_type(partial / "config.json", kept)
         inner.set_attn_implementation(implementation)
     tokenizer = rendering.encoder.tokenizer
-    tokenizer.chat_template = rendering.template.serving_source
+    tokenizer.chat_template = rendering.template.serving
+    if "eos_token" not in rendering.template.variables:  # else the template would write another text
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(rendering.stop_ids[0])
     for key in ("is_local", "local_files_only"):  # how it was loaded here is nothing to keep
         tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(partial)

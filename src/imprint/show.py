@@ -2,63 +2,181 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import overload
 
 from imprint.auto import read_model_facts
 from imprint.data.conversation import Conversation
 from imprint.data.ledger import Ledger
-from imprint.prepare import read_and_render, turns_of
+from imprint.preparation import read_and_render, turns_of
 from imprint.recipe import Recipe
+from imprint.render.account import Account, Owned, owned
+from imprint.render.control import escape_control
 from imprint.render.resolve import Rendering
-from imprint.render.turns import ReplyText, Turn, reply_texts
+from imprint.render.turns import LeftOut, ReplyText, Turn, render, reply_texts
 
 UNLIMITED = 1 << 40
+CUT = ("everything", "truncated")  # cases in which prompt and completion are parted by tokens, not by text
+
+
+@dataclass(frozen=True)
+class View:
+    """A turn with what there is to show of it; `number` counts its conversation's replies from 0."""
+
+    turn: Turn
+    number: int
+    prompt: str
+    completion: str
+    owned: Owned
+
+
+class Turns(Sequence[Turn]):
+    """The turns of all conversations in a row, read as they are asked for."""
+
+    def __init__(self, groups: Sequence[Sequence[Turn]]):
+        self.groups = groups
+
+    def __iter__(self) -> Iterator[Turn]:
+        return (turn for group in self.groups for turn in group)
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> Turn: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Turn]: ...
+    def __getitem__(self, index: int | slice) -> Turn | list[Turn]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        if index < 0:
+            index += len(self)
+        for i, turn in enumerate(self if index >= 0 else ()):
+            if i == index:
+                return turn
+        raise IndexError(index)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to show of a recipe: its turns, how they were rendered, and the ledger."""
+    """What there is to show of a recipe: its turns, how they were rendered, and the ledger.
 
-    turns: list[Turn]
+    `groups` holds the turns of each conversation that has any; `held_out` are the rows of a
+    validation source, which are not among the turns.
+    """
+
+    groups: Sequence[Sequence[Turn]]
     conversations: Sequence[Conversation]
+    held_out: Sequence[Conversation]
     rendering: Rendering
     recipe: Recipe
     ledger: Ledger
 
+    @property
+    def turns(self) -> Turns:
+        return Turns(self.groups)
+
     def number(self, turn: Turn) -> int:
         """Which of its conversation's replies a turn is, from 0."""
-        messages = self.conversations[turn.conversation].messages
-        return sum(message.role == "assistant" for message in messages[: turn.turn])
+        return _number(self.conversations[turn.conversation], turn)
 
     def texts(self, turn: Turn) -> tuple[str, str]:
         """Prompt and completion as the template wrote them: what the ids are the ids of."""
-        template, encoder = self.rendering.template, self.rendering.encoder
-        if turn.case not in ("everything", "truncated"):  # those are cut by tokens
-            conversation = self.conversations[turn.conversation]
+        (view,) = self.views(self.conversations[turn.conversation], [turn])
+        return view.prompt, view.completion
+
+    def views(self, conversation: Conversation, turns: Sequence[Turn]) -> list[View]:
+        """The turns of one conversation with their texts, and whose each token is."""
+        recipe, encoder = self.recipe, self.rendering.encoder
+        replies = {
+            reply.turn: reply
             for reply in reply_texts(
-                conversation, turn.conversation, template, encoder, self.recipe.train_on
-            ):
-                if isinstance(reply, ReplyText) and reply.turn == turn.turn:
-                    return reply.prompt, reply.completion
-        return encoder.decode(turn.prompt), encoder.decode(turn.completion)
+                conversation,
+                0,
+                self.rendering.template,
+                encoder,
+                recipe.train_on,
+                recipe.unfaithful,
+                recipe.control_tokens,
+            )
+            if isinstance(reply, ReplyText)
+        }
+        texts = [replies[turn.turn].prompt + replies[turn.turn].completion for turn in turns]
+        said = escape_control(conversation, encoder) if recipe.control_tokens == "escape" else conversation
+        views = []
+        for turn, known in zip(turns, owned(turns, texts, said, encoder), strict=True):
+            reply = replies[turn.turn]
+            prompt, completion = reply.prompt, reply.completion
+            if turn.case in CUT:
+                prompt, completion = encoder.decode(turn.prompt), encoder.decode(turn.completion)
+            views.append(View(turn, _number(conversation, turn), prompt, completion, known))
+        return views
+
+    def all_views(self, limit: int | None = None) -> Iterator[View]:
+        """The first turns, or all, in the order of the data."""
+        left = limit
+        for group in self.groups:
+            turns = group[:left]
+            if not turns:
+                return
+            yield from self.views(self.conversations[turns[0].conversation], turns)
+            left = None if left is None else left - len(turns)
+
+    def account(self) -> Account:
+        """How many tokens of each file are trained, and whose; renders all of the data once more."""
+        account = Account(self.rendering.stop_ids)
+        for group in self.groups:
+            conversation = self.conversations[group[0].conversation]
+            views = self.views(conversation, group)
+            account.add(conversation, group, [view.owned for view in views])
+        return account
+
+    def items_of(self, conversation: Conversation) -> list[Turn | LeftOut]:
+        """What becomes of each reply of one conversation."""
+        items = _items([conversation], self.rendering, self.recipe)
+        return sorted(items, key=lambda item: item.turn)
 
 
-def shown_turns(recipe: Recipe) -> Shown:
+def shown_turns(recipe: Recipe, now: datetime | None = None) -> Shown:
     """What a recipe trains, in the order of its data.
 
     The model folder needs no weights, and no config.json: then max_length has no default.
-    Validation rows taken as a share are shown where they stand in the data.
+    Validation rows taken as a share are shown where they stand in the data. `now` is the date that
+    templates see.
     """
     folder = Path(recipe.model)
     if not folder.is_dir():
         read_model_facts(recipe.model, recipe.revision)  # a misspelt folder is found before the hub is asked
     validation = 0.0 if isinstance(recipe.validation, float) else recipe.validation
-    loaded, rendering, ledger = read_and_render(recipe, folder, datetime.now(), validation)
+    loaded, rendering, ledger = read_and_render(recipe, folder, now or datetime.now(), validation)
     if recipe.max_length == "auto":
         facts = read_model_facts(recipe.model) if (folder / "config.json").is_file() else None
         recipe = recipe.model_copy(update={"max_length": (facts.context if facts else None) or UNLIMITED})
-    turns = turns_of(loaded.train, recipe, rendering, ledger, "trained")
-    return Shown([turn for group in turns for turn in group], loaded.train, rendering, recipe, ledger)
+    groups = turns_of(loaded.train, recipe, rendering, ledger, "trained")
+    return Shown(groups, loaded.train, loaded.validation, rendering, recipe, ledger)
+
+
+def _items(
+    conversations: Iterable[Conversation], rendering: Rendering, recipe: Recipe
+) -> Iterator[Turn | LeftOut]:
+    assert isinstance(recipe.max_length, int)
+    for item in render(
+        list(conversations),
+        rendering.template,
+        rendering.encoder,
+        train_on=recipe.train_on,
+        max_length=recipe.max_length,
+        too_long=recipe.too_long,
+        unfaithful=recipe.unfaithful,
+        control_tokens=recipe.control_tokens,
+        stop_ids=rendering.stop_ids,
+    ):
+        if isinstance(item, Turn | LeftOut):
+            yield item
+
+
+def _number(conversation: Conversation, turn: Turn) -> int:
+    return sum(message.role == "assistant" for message in conversation.messages[: turn.turn])

@@ -3,7 +3,8 @@ import random
 import pytest
 
 from imprint.data.conversation import Conversation, Message, Place
-from imprint.data.split import first_trained, prompt_hash, split
+from imprint.data.split import first_trained, prompt_hash
+from imprint.data.split import split as split_hashes
 
 
 def talk(*texts, system=None, weights=()):
@@ -13,6 +14,12 @@ def talk(*texts, system=None, weights=()):
         weight = weights[number // 2] if number % 2 and weights else None
         messages.append(Message("assistant" if number % 2 else "user", text, weight=weight))
     return Conversation(tuple(messages), Place("a", 1))
+
+
+def split(conversations, share, seed):
+    """(train, validation) conversations."""
+    rows = split_hashes([prompt_hash(item, seed) for item in conversations], share)
+    return tuple([conversations[row] for row in part] for part in rows)
 
 
 def many(count, repeats=1):

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from imprint.errors import ModelError, TemplateError
-from imprint.render.resolve import choose_switch, config_stops, load_tokenizer, prepare_rendering
+from imprint.render.probe import choose_switch
+from imprint.render.resolve import config_stops, load_tokenizer, prepare_rendering
 from imprint.render.template import Template
-from render.corpus import CONVERSATIONS, NOW, make_tokenizer, named, tokenizer_json
+from imprint.render.tokens import Encoder
+from render.corpus import NOW, make_tokenizer, named, tokenizer_json
 
 EOS = "<|endoftext|>"
-PLAIN = [CONVERSATIONS["several"]]
-REASONED = [CONVERSATIONS["reasoning"]]
 
 
 def prepared(tokenizer, **options):
@@ -117,37 +117,66 @@ def test_an_option_that_cannot_be_saved_is_an_error():
 
 # ----------------------------------------------------------------------------- the thinking switch
 
-OPENS = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[A]<think>\n"
+OPENS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}[A]{{ m.content }}</s>{% else %}{{ m.content }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}[A]"
+)
+THINKS = "{% if KEY is defined and KEY %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+PLAIN, REASONED = 0.0, 1.0
+KEEPS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}[A]{% if thinking and m.thinking %}<think>"
+    "{{ m.thinking }}</think>{% endif %}{{ m.content }}</s>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[A]{% endif %}"
+)
+
+
+def chosen(source, share=PLAIN, **options):
+    encoder = Encoder(make_tokenizer("bytes", eos_token="</s>"))
+    return choose_switch(template(source, **options), encoder, share)
 
 
 @pytest.mark.parametrize("key", ["enable_thinking", "thinking"])
 def test_the_switch_is_set_where_the_data_has_no_thoughts(key):
-    source = OPENS + "{% if " + key + " is defined and not " + key + " %}\n</think>\n\n{% endif %}{% endif %}"
-    chosen, note = choose_switch(template(source), PLAIN)
-    assert chosen.options == {key: False}
-    assert f"{key}=false is set" in note
-    assert (
-        "enable_thinking" not in choose_switch(template(source), PLAIN)[0].source or key == "enable_thinking"
-    )
-    assert choose_switch(template(source), REASONED) == (template(source), "")
-    asked = template(source, **{key: True})
-    assert choose_switch(asked, PLAIN) == (asked, "")  # what the user sets stays
+    source = OPENS + "{% if KEY is defined and not KEY %}{% else %}<think>\n{% endif %}{% endif %}"
+    source = source.replace("KEY", key)
+    found, note = chosen(source)
+    assert found.options == {key: False}
+    assert f"the data has no reasoning: {key}=false is set" in note
+    assert chosen(source, REASONED) == (template(source), "")
+    assert chosen(source, PLAIN, **{key: True}) == (template(source, **{key: True}), "")  # the user's own
+
+
+@pytest.mark.parametrize("source", [OPENS + THINKS.replace("KEY", "thinking"), KEEPS])
+def test_the_switch_is_set_where_the_data_has_thoughts(source):
+    """DeepSeek-V3.1 closes the thought, and Granite drops it, unless they are told to think."""
+    found, note = chosen(source, REASONED)
+    assert found.options == {"thinking": True}
+    assert "by default the template leaves reasoning out" in note
+    assert chosen(source, PLAIN) == (template(source), "")
+
+
+def test_of_mixed_data_the_larger_part_decides():
+    found, note = chosen(KEEPS, 0.7)
+    assert found.options == {"thinking": True}
+    assert "70% of the conversations have reasoning" in note
+    assert "replies of the other kind may be left out" in note
+    assert chosen(KEEPS, 0.2)[0].options == {}
 
 
 def test_no_switch_is_set_where_none_helps():
-    for end in ("{% endif %}", "{% if enable_thinking %}x{% endif %}{% endif %}"):
-        assert choose_switch(template(OPENS + end), PLAIN)[0].options == {}
-    raising = OPENS + "{% if enable_thinking is defined %}{{ raise_exception('no') }}{% endif %}{% endif %}"
-    assert choose_switch(template(raising), PLAIN)[0].options == {}
-    closed = "{% if add_generation_prompt %}<think>\n\n</think>\n\n{{ enable_thinking }}{% endif %}"
-    assert choose_switch(template(closed), PLAIN)[0].options == {}
-    assert choose_switch(template("{{ raise_exception('no') }}"), PLAIN)[0].options == {}
+    for end in ("<think>{% endif %}", "<think>{% if enable_thinking %}x{% endif %}{% endif %}"):
+        assert chosen(OPENS + end)[0].options == {}
+    raising = (
+        OPENS + "<think>{% if enable_thinking is defined %}{{ raise_exception('no') }}{% endif %}{% endif %}"
+    )
+    assert chosen(raising)[0].options == {}
+    closed = OPENS + "<think>\n\n</think>\n\n{{ enable_thinking }}{% endif %}"
+    assert chosen(closed)[0].options == {}
+    assert chosen("{{ raise_exception('no') }}")[0].options == {}
 
 
 def test_the_switch_becomes_the_saved_models_default():
-    made = prepared(
-        make_tokenizer("bytes", named("axolotl/qwen3.jinja"), eos_token="<|im_end|>"), conversations=PLAIN
-    )
+    made = prepared(make_tokenizer("bytes", named("axolotl/qwen3.jinja"), eos_token="<|im_end|>"))
     tokenizer = made.encoder.tokenizer
     question = [{"role": "user", "content": "a"}]
     tokenizer.chat_template = made.template.serving_source

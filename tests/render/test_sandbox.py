@@ -9,7 +9,8 @@ import time
 import pytest
 
 from imprint.render import limits
-from imprint.render.template import Refused, Template, as_template_input
+from imprint.render.form import as_template_input
+from imprint.render.template import Refused, Template
 from render.corpus import CONVERSATIONS, NOW, TEMPLATES, label, needs_templates, template_source
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -225,3 +226,9 @@ def test_threads_are_limited_on_their_own(monkeypatch):
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, range(4))) == ["1", "the template did not finish in time"] * 2
+
+
+def test_methods_with_a_limit_work_inside_loops():
+    """Jinja hands every call inside a loop the loop's variables as a keyword of its own."""
+    source = "{% for m in messages %}{% set x = m.content %}{{ x.replace('a', 'b') }}{{ ','.join(x) }}{% endfor %}"
+    assert Template(source, "test", {}, NOW).render([{"role": "user", "content": "aa"}]) == "bba,a"

@@ -6,7 +6,8 @@ import pytest
 
 from imprint.data.conversation import Message
 from imprint.errors import TemplateError
-from imprint.render.template import Refused, Template, as_template_input, find_template
+from imprint.render.form import as_template_input
+from imprint.render.template import Refused, Template, find_template
 from render.corpus import CALL, CONVERSATIONS, NOW, TOOLS, make_tokenizer, named, needs_templates, reply, user
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -64,16 +65,15 @@ def test_alpaca_is_the_alpaca_of_others():
     )
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama2", "alpaca"])
+@pytest.mark.parametrize("name", ["llama2", "alpaca"])
 def test_presets_refuse_what_they_have_no_place_for(name):
     template = preset(name)
     with pytest.raises(Refused, match="no place for tools"):
         template.render(messages_of("single"), TOOLS)
     with pytest.raises(Refused, match="no place for tool calls"):
         template.render([as_template_input(user("a")), as_template_input(reply("", tool_calls=(CALL,)))])
-    if name != "chatml":
-        with pytest.raises(Refused, match="no place for the role tool"):
-            template.render([as_template_input(Message("tool", "3"))])
+    with pytest.raises(Refused, match="no place for the role tool"):
+        template.render([as_template_input(Message("tool", "3"))])
 
 
 # ----------------------------------------------------------------------------- rendering

@@ -50,7 +50,9 @@ def assert_same(encoder: Encoder, pairs: list[Pair]) -> None:
     for pair, (prompt, completion) in zip(pairs, encoder.encode_turns(pairs), strict=True):
         expected, full = whole(encoder, pair.prompt), whole(encoder, pair.prompt + pair.completion)
         assert prompt.tolist() == expected
-        if full[: len(expected)] == expected and len(full) > len(expected):
+        if isinstance(completion, str) and completion == "the tokenizer cannot write all of the reply's text":
+            assert not encoder.lossless
+        elif full[: len(expected)] == expected and len(full) > len(expected):
             assert not isinstance(completion, str)
             assert completion.tolist() == full[len(expected) :]
         elif not isinstance(completion, str):  # it goes on where the prompt ends
@@ -145,7 +147,7 @@ def test_a_completion_whose_tokens_reach_into_the_prompt(kind, prompt, completio
     ((ids, found),) = encoder.encode_turns([Pair("<|im_start|>" + prompt, completion + "<|im_end|>")])
     assert ids.tolist() == whole(encoder, "<|im_start|>" + prompt)
     if isinstance(found, str):
-        assert found == "its tokens cannot be cut between prompt and reply"
+        assert "cannot be cut" in found or (not encoder.lossless and "cannot write" in found)
         assert kind not in ("bytes", "gpt2")  # they can cut everywhere
     else:
         full = whole(encoder, f"<|im_start|>{prompt}{completion}<|im_end|>")
@@ -224,8 +226,8 @@ def test_any_row_is_trained_to_its_text_or_left_out(question, answer):
     made = prepared("gpt_neox_20b")
     for item in render([talk(user(question), reply(answer))], made.template, made.encoder, max_length=10**6):
         if isinstance(item, LeftOut):
-            assert "stop token" in item.reason or "cannot be cut" in item.reason
-            assert "<|im_end|>" in answer or "cannot be cut" in item.reason
+            forged = made.encoder.control.search(question + "\n" + answer)
+            assert item.reason == "control tokens in its text" if forged else "cannot be cut" in item.reason
             continue
         assert isinstance(item, Turn)
         served = whole(made.encoder, f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
+
+_INLINE_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>", re.DOTALL)
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -43,6 +46,16 @@ class Message:
     weight: float | None = None
     name: str | None = None
     tool_call_id: str | None = None
+
+    @property
+    def thought(self) -> tuple[str | None, str]:
+        """(reasoning, answer): the reasoning may stand apart, or in tags at the head of the content."""
+        if self.reasoning is not None or "</" not in self.content:
+            return self.reasoning, self.content
+        inline = _INLINE_THOUGHT.match(self.content)
+        if inline is None:
+            return None, self.content
+        return inline[2].strip() or None, self.content[inline.end() :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Ledger:
         self.turns = Level(kept={"trained": 0})
         self.files: dict[str, int] = {}
         self.warnings: dict[str, Tally] = {}
+        self.notes: list[str] = []  # on all of the data: what the template adds to it
         self.details: dict[str, str] = {}  # of a turn's reason: what was seen where it first happened
 
     def read(self, place: Place) -> None:
@@ -115,6 +116,10 @@ class Ledger:
         """Something that the user should know and that changes no count."""
         self.warnings.setdefault(warning, Tally()).add(place)
 
+    def note(self, text: str) -> None:
+        """Something that holds for all of the data, or a kind of it."""
+        self.notes.append(text)
+
     def check(self) -> None:
         """Assert that the three sums hold and that the files' records add up."""
         for name, level in self._levels():
@@ -131,7 +136,9 @@ class Ledger:
             for name, level in self._levels()
         }
         warnings = _tallies_to_json(self.warnings)
-        return levels | {"files": self.files, "warnings": warnings, "details": self.details}
+        return levels | {"files": self.files, "warnings": warnings, "details": self.details} | {
+            "notes": self.notes
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ledger:
@@ -142,6 +149,7 @@ class Ledger:
             level.left = _tallies_from_json(value[name]["left"])
         ledger.files, ledger.warnings = dict(value["files"]), _tallies_from_json(value["warnings"])
         ledger.details = dict(value["details"])
+        ledger.notes = list(value["notes"])
         return ledger
 
     def table(self) -> Constrain:

@@ -1,31 +1,61 @@
-"""From the sources of a recipe to the conversations that are trained and held out."""
+"""From the sources of a recipe to the conversations that are trained and held out.
+
+Rows are read, settled and written to a spool one by one; what stays in memory of a row are the
+eight bytes by which it is split.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from imprint.data.conversation import Conversation
 from imprint.data.formats import converter
 from imprint.data.ledger import Ledger, Tally
-from imprint.data.readers import fingerprint, read
+from imprint.data.readers import fingerprint, locate, read
 from imprint.data.replies import has_adjacent_replies, merge_replies
-from imprint.data.split import first_trained, split
+from imprint.data.split import first_trained, prompt_hash, split
+from imprint.data.spool import Numbers, Part, Scratch, Spool, SpoolWriter, write_numbers
 from imprint.errors import DataError
 from imprint.recipe import DataSource
+
+FACTS, TRAIN, VALIDATION = "loaded.json", "train.rows", "validation.rows"
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The conversations of a run, in the order of the files, and what identifies them."""
+    """The conversations of a run, in the order of the files, and what identifies them.
 
-    train: list[Conversation]
-    validation: list[Conversation]
+    They lie on disk and are read one by one. `reasoning` is the share of those trained on in
+    which some reply has reasoning, apart or in tags.
+    """
+
+    train: Part
+    validation: Part
     fingerprint: str
+    reasoning: float = 0.0
+
+
+class Identity(NamedTuple):
+    """What identifies the sources' bytes: a hash of each, of [data, validation]; and how the files looked."""
+
+    parts: list[list[str]]
+    stamps: list[tuple[int, int]]  # bytes and time of change of each file
+
+
+def identify(
+    data: Sequence[DataSource], held_out: Sequence[DataSource], base: Path | None = None
+) -> Identity:
+    """Hash every source; DataError where one is missing."""
+    stamps = _stamps([*data, *held_out], base)
+    return Identity(
+        [[fingerprint(source, base) for source in sources] for sources in (data, held_out)], stamps
+    )
 
 
 def load(
@@ -37,55 +67,100 @@ def load(
     seed: int,
     ledger: Ledger,
     base: Path | None = None,
+    folder: Path | None = None,
+    identity: Identity | None = None,
 ) -> Loaded:
     """Read every source, account for every row in `ledger`, and hold out the validation share.
 
-    Relative paths start at `base`. With bad_rows="stop", bad rows raise one DataError after
-    everything is read. Raises DataError too where no conversation is left to train on.
+    Relative paths start at `base`. The conversations are written into `folder` (none: a temporary
+    one), from which `reopen` reads them again. With bad_rows="stop", bad rows raise one DataError
+    after everything is read. Raises DataError too where no conversation is left to train on, and
+    where a file changed since `identity` was taken.
     """
     held_out = [validation] if isinstance(validation, DataSource) else []
-    rows = _Rows(ledger, base)
-    train = [item for number, source in enumerate(data) for item in rows.read(source, f"data.{number}")]
-    apart = [item for source in held_out for item in rows.read(source, "validation")]
+    identity = identity or identify(data, held_out, base)
+    scratch = Scratch() if folder is None else None
+    place = scratch.path if scratch else folder
+    assert place is not None
+    with SpoolWriter(place) as spool:
+        rows = _Rows(ledger, base, spool, consecutive_replies, _mark(validation, seed))
+        for number, source in enumerate(data):
+            rows.read(source, f"data.{number}")
+        count = len(spool)
+        for source in held_out:
+            rows.read(source, "validation")
     if bad_rows == "stop" and rows.first is not None:
         raise _stop(rows.first, rows.bad)
-    train = _usable(train, consecutive_replies, ledger)
-    apart = _usable(apart, consecutive_replies, ledger)
-    _refuse_none(train, data, "trainable", ledger)
-    if isinstance(validation, DataSource):
-        _refuse_none(apart, held_out, "validation", ledger)
-        _warn_of_copies(train, apart, ledger)
-    else:
-        everything = train
-        train, apart = split(everything, validation, seed)
-        if validation > 0 and not apart:
-            ledger.warn("nothing is held out: all prompts are equal", everything[0].source)
-    ledger.keep("train", len(train))
-    ledger.keep("validation", len(apart))
+    _refuse_none(count, data, "trainable", ledger)
+    train, apart = array("q", range(count)), array("q", range(count, len(spool)))
+    if held_out:
+        _refuse_none(len(apart), held_out, "validation", ledger)
+    elif validation:
+        assert isinstance(validation, float)
+        train, apart = split(rows.marks, validation)
+    if _stamps([*data, *held_out], base) != identity.stamps:
+        _refuse_changed(identity, data, held_out, base)
+    write_numbers(place / TRAIN, train)
+    write_numbers(place / VALIDATION, apart)
     # bad_rows is not part of it: where both settings load at all, they load the same
     settings = [consecutive_replies, None if held_out or not validation else [validation, seed]]
-    parts = [[fingerprint(source, base) for source in sources] for sources in (data, held_out)]
-    digest = hashlib.sha256(json.dumps([parts, settings]).encode()).hexdigest()
-    return Loaded(train, apart, digest)
+    facts = {
+        "fingerprint": hashlib.sha256(json.dumps([identity.parts, settings]).encode()).hexdigest(),
+        "reasoning": sum(map(rows.reasoning.__getitem__, train)) / len(train),
+        "names": spool.names,
+    }
+    (place / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    loaded = reopen(place, keep=scratch)
+    ledger.keep("train", len(train))
+    ledger.keep("validation", len(apart))
+    if held_out:
+        _warn_of_copies(loaded, rows.marks, ledger)
+    elif validation and not apart:
+        ledger.warn("nothing is held out: all prompts are equal", loaded.train[0].source)
+    return loaded
+
+
+def reopen(folder: Path, renamed: Mapping[str, str] | None = None, keep: object = None) -> Loaded:
+    """What `load` wrote into a folder; `renamed` says which names the data's files have now."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    spool = Spool(folder, [(renamed or {}).get(name, name) for name in facts["names"]], keep)
+    train, validation = (Part(spool, Numbers(folder / name)) for name in (TRAIN, VALIDATION))
+    return Loaded(train, validation, facts["fingerprint"], facts["reasoning"])
+
+
+def _mark(validation: float | DataSource, seed: int) -> Callable[[Conversation], int]:
+    """The 64 bits that are kept of each conversation: of its prompt for the split, or of all that it says."""
+    if isinstance(validation, DataSource):
+        return _content_hash
+    return (lambda conversation: prompt_hash(conversation, seed)) if validation else (lambda _: 0)
 
 
 class _Rows:
-    """Reads sources, and remembers the first bad row in full and the others by reason."""
+    """Reads sources into a spool, and remembers the first bad row in full and the others by reason."""
 
-    def __init__(self, ledger: Ledger, base: Path | None):
-        self.ledger, self.base = ledger, base
+    def __init__(
+        self,
+        ledger: Ledger,
+        base: Path | None,
+        spool: SpoolWriter,
+        consecutive_replies: str,
+        mark: Callable[[Conversation], int],
+    ):
+        self.ledger, self.base, self.spool = ledger, base, spool
+        self.consecutive_replies, self.mark = consecutive_replies, mark
         self.first: DataError | None = None
         self.bad: dict[str, Tally] = {}
+        self.marks = array("Q")
+        self.reasoning = bytearray()  # 1 where a reply has reasoning
 
-    def read(self, source: DataSource, key: str) -> list[Conversation]:
+    def read(self, source: DataSource, key: str) -> None:
         convert = converter(source, key)
         ledger = self.ledger
-        conversations = []
         for record in read(source, self.base):
             place = record.place
             ledger.read(place)
             try:
-                conversations.append(convert(record))
+                conversation = convert(record)
             except DataError as error:
                 ledger.refuse(place, error.what)
                 if self.first is None:
@@ -95,26 +170,22 @@ class _Rows:
             else:
                 ledger.use(place)
                 ledger.conversation(place)
-        return conversations
+                self.keep(conversation)
 
-
-def _usable(
-    conversations: list[Conversation], consecutive_replies: str, ledger: Ledger
-) -> list[Conversation]:
-    """The conversations that have something to train, with adjacent replies merged or left out."""
-    usable = []
-    for conversation in conversations:
-        if consecutive_replies == "leave_out" and has_adjacent_replies(conversation):
+    def keep(self, conversation: Conversation) -> None:
+        """Spool a conversation that has something to train, with adjacent replies merged or left out."""
+        if self.consecutive_replies == "leave_out" and has_adjacent_replies(conversation):
             settled: Conversation | str = "two replies in a row"
         else:
             settled = merge_replies(conversation)
         if not isinstance(settled, str) and (settled.weight == 0 or first_trained(settled) is None):
             settled = "no reply has a weight above 0"
         if isinstance(settled, str):
-            ledger.leave_out(conversation.source, settled)
-        else:
-            usable.append(settled)
-    return usable
+            self.ledger.leave_out(conversation.source, settled)
+            return
+        self.spool.add(settled)
+        self.marks.append(self.mark(settled))
+        self.reasoning.append(any(m.role == "assistant" and m.thought[0] for m in settled.messages))
 
 
 def _stop(first: DataError, others: dict[str, Tally]) -> DataError:
@@ -127,10 +198,8 @@ def _stop(first: DataError, others: dict[str, Tally]) -> DataError:
     return DataError(first.what, where=first.where, found=found, expected=first.expected, fix=fix)
 
 
-def _refuse_none(
-    conversations: list[Conversation], sources: Sequence[DataSource], kind: str, ledger: Ledger
-) -> None:
-    if conversations:
+def _refuse_none(count: int, sources: Sequence[DataSource], kind: str, ledger: Ledger) -> None:
+    if count:
         return
     reasons = ledger.records.left | ledger.conversations.left
     raise DataError(
@@ -142,14 +211,41 @@ def _refuse_none(
     )
 
 
-def _warn_of_copies(train: list[Conversation], validation: list[Conversation], ledger: Ledger) -> None:
+def _stamps(sources: Sequence[DataSource], base: Path | None) -> list[tuple[int, int]]:
+    """Size and time of change of every source that is a file."""
+    found = [path.stat() for source in sources if (path := locate(source, base)) is not None]
+    return [(one.st_size, one.st_mtime_ns) for one in found]
+
+
+def _refuse_changed(
+    identity: Identity, data: Sequence[DataSource], held_out: Sequence[DataSource], base: Path | None
+) -> None:
+    """DataError where the bytes that were hashed are not those that were read."""
+    after = identify(data, held_out, base).parts
+    if after != identity.parts:
+        old = [part for parts in identity.parts for part in parts]
+        new = [part for parts in after for part in parts]
+        changed = [s.path for s, a, b in zip([*data, *held_out], old, new, strict=True) if a != b]
+        raise DataError(
+            "the data changed while it was read",
+            where=", ".join(changed),
+            expected="files that nothing writes to",
+            fix="wait until they are written, then start again",
+        )
+
+
+def _warn_of_copies(loaded: Loaded, marks: Sequence[int], ledger: Ledger) -> None:
     """Warn of validation conversations that are trained on too: their loss says little."""
-    seen = set(map(_content, train))
-    for conversation in validation:
-        if _content(conversation) in seen:
-            ledger.warn("a validation conversation is also trained on", conversation.source)
+    count = len(loaded.train)
+    held_out = set(marks[count:])
+    copied = held_out.intersection(marks[row] for row in range(count))
+    for row in range(count, len(marks)):
+        if marks[row] in copied:
+            ledger.warn("a validation conversation is also trained on", loaded.validation[row - count].source)
 
 
-def _content(conversation: Conversation) -> str:
+def _content_hash(conversation: Conversation) -> int:
+    """64 bits of SHA-256 over all that a conversation says."""
     said = [(m.role, m.content, m.reasoning, m.tool_calls) for m in conversation.messages]
-    return json.dumps([said, conversation.tools], sort_keys=True, default=str)
+    text = json.dumps([said, conversation.tools], sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 
 from imprint.data.conversation import Conversation
@@ -31,28 +32,24 @@ def prompt_hash(conversation: Conversation, seed: int) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def split(
-    conversations: Sequence[Conversation], share: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
-    """(train, validation), each in the given order; equal prompts are always on one side.
+def split(hashes: Sequence[int], share: float) -> tuple[array[int], array[int]]:
+    """The rows of (train, validation), each in order; equal prompts are always on one side.
 
-    The side of a prompt depends on it and the seed alone, so rows added later move none. Only
-    where that would leave a side empty, the group nearest the border changes sides: with
-    share > 0 and two different prompts or more, neither side is empty.
+    `hashes` holds the `prompt_hash` of each row. The side of a prompt depends on it and the seed
+    alone, so rows added later move none. Only where that would leave a side empty, the group
+    nearest the border changes sides: with share > 0 and two different prompts or more, neither
+    side is empty.
     """
-    if share == 0 or not conversations:
-        return list(conversations), []
-    hashes = [prompt_hash(conversation, seed) for conversation in conversations]
-    groups = set(hashes)
-    held_out = {value for value in groups if value < share * 2**64}
-    if len(groups) == 1:
-        held_out = set()
-    elif not held_out:
-        held_out = {min(groups)}
-    elif held_out == groups:
-        held_out.remove(max(groups))
-    train: list[Conversation] = []
-    validation: list[Conversation] = []
-    for conversation, value in zip(conversations, hashes, strict=True):
-        (validation if value in held_out else train).append(conversation)
+    train, validation = array("q"), array("q")
+    first, last = min(hashes, default=0), max(hashes, default=0)
+    below = share * 2**64
+    alone = first == last
+    for row, value in enumerate(hashes):
+        if alone or share == 0:
+            held_out = False
+        elif first >= below:
+            held_out = value == first
+        else:
+            held_out = value < below and (last >= below or value != last)
+        (validation if held_out else train).append(row)
     return train, validation

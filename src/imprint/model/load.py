@@ -200,8 +200,13 @@ def set_dropout(config: Any, dropout: float) -> int:
 
 
 def set_stops(model: Any, stop_ids: Sequence[int], pad_id: int | None) -> None:
-    """Greedy generation that ends at the run's stop ids; what is saved with the model."""
+    """Greedy generation that ends at the run's stop ids: in both configs, which are saved with the model.
+
+    Some servers read the stops from generation_config.json, others from config.json.
+    """
     pad = stop_ids[0] if pad_id is None else pad_id
+    for config in (model.config, model.config.get_text_config()):
+        config.eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
     model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad, do_sample=False)
 
 

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imprint.data.conversation import Conversation, Message
 from imprint.errors import ModelError, TemplateError, nearest
-from imprint.render.split import find_stop, find_thought, split_reply
-from imprint.render.template import (
-    PRESETS,
-    PROBE_TOOLS,
-    SWITCHES,
-    Refused,
-    Template,
-    as_template_input,
-    find_template,
-)
+from imprint.render.probe import choose_switch, find_form, stop_of_calls
+from imprint.render.split import find_stop
+from imprint.render.template import PRESETS, Template, find_template
 from imprint.render.tokens import Encoder
 
 if TYPE_CHECKING:
@@ -90,10 +82,12 @@ def prepare_rendering(
     template: str = "auto",
     options: Mapping[str, Any] | None = None,
     now: datetime,
-    conversations: Sequence[Conversation] = (),
+    reasoning: float = 0.0,
     config_stops: Sequence[int] = (),
 ) -> Rendering:
     """Find the template, add the tokens that a preset needs, settle the thinking switch and the stop set.
+
+    `reasoning` is the share of the conversations that have any (see `choose_switch`).
 
     Raises TemplateError where there is no template, or where nothing could end a reply.
     """
@@ -110,10 +104,14 @@ def prepare_rendering(
     special = {
         key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
     }
-    made = Template(source, name, special, now, dict(options or {}))
+    made = _in_its_form(Template(source, name, special, now, dict(options or {})))
+    own = tokenizer.chat_template
+    if template == "auto" and isinstance(own, Mapping) and own.get("tool_use", source) != source:
+        for_tools = replace(made, source=own["tool_use"], name=f"{name} for tools")
+        made = replace(made, tool_use=_in_its_form(for_tools))
     _check_options(made)
     encoder = Encoder(tokenizer)
-    made, note = choose_switch(made, conversations)
+    made, note = choose_switch(made, encoder, reasoning)
     notes += [note] if note else []
     ending = made.ending
     span = find_stop(ending, encoder)
@@ -136,24 +134,13 @@ def prepare_rendering(
     eos: Any = tokenizer.eos_token_id
     if template in PRESETS:
         tokenizer.eos_token = stop  # so that tools that read only the tokenizer stop there too
-    own: Any = tokenizer.convert_tokens_to_ids([stop, _stop_of_calls(made, encoder) or stop])
+    first: Any = tokenizer.convert_tokens_to_ids([stop, stop_of_calls(made, encoder) or stop])
     others = [int(i) for i in (eos, *config_stops) if i is not None and int(i) < encoder.num_tokens]
-    return Rendering(made, encoder, tuple(dict.fromkeys([*own, *others])), tuple(added), tuple(notes))
+    return Rendering(made, encoder, tuple(dict.fromkeys([*first, *others])), tuple(added), tuple(notes))
 
 
-def _stop_of_calls(template: Template, encoder: Encoder) -> str | None:
-    """The token that ends a reply with tool calls: another one than elsewhere in Harmony (`<|call|>`)."""
-    call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {}}}
-    reply = Message("assistant", "", tool_calls=(call,))
-    messages = [{"role": "user", "content": "Qx7"}, as_template_input(reply)]
-    try:
-        prompt = template.render(messages[:1], PROBE_TOOLS, add_generation_prompt=True)
-        full = template.render(messages, PROBE_TOOLS)
-        completion, _ = split_reply(prompt, full, reply, template, encoder)
-    except Refused:
-        return None
-    spans = encoder.added_spans(completion)
-    return completion[slice(*spans[-1])] if spans else None
+def _in_its_form(template: Template) -> Template:
+    return replace(template, form=find_form(template))
 
 
 def _check_options(template: Template) -> None:
@@ -187,42 +174,6 @@ def _add_missing(tokenizer: Any, wanted: Sequence[str]) -> list[str]:
         [AddedToken(token, special=True, normalized=False) for token in missing], special_tokens=True
     )
     return missing
-
-
-def choose_switch(template: Template, conversations: Sequence[Conversation]) -> tuple[Template, str]:
-    """Where the prompt opens a thought that the data does not have, the template's own switch against it.
-
-    The choice becomes part of the template, and so the default of the saved model: it is
-    then served in the context in which it was trained.
-    """
-    if any(message.reasoning for conversation in conversations for message in conversation.messages):
-        return template, ""
-    try:
-        prompt = template.render([{"role": "user", "content": "probe"}], add_generation_prompt=True)
-    except Refused:
-        return template, ""
-    if not _leaves_thought_open(prompt):
-        return template, ""
-    for switch in SWITCHES:
-        key = next(iter(switch))
-        if key in template.options or key not in template.source:
-            continue
-        other = template.with_options(switch)
-        try:
-            prompt = other.render([{"role": "user", "content": "probe"}], add_generation_prompt=True)
-        except Refused:
-            continue
-        if not _leaves_thought_open(prompt):
-            return other, (
-                f"the template opens a thought and the data has none: {key}=false is set, "
-                "for training and as the default of the saved model"
-            )
-    return template, ""
-
-
-def _leaves_thought_open(prompt: str) -> bool:
-    found = find_thought(prompt)
-    return found is not None and not found.closed
 
 
 def config_stops(folder: Path) -> list[int]:

@@ -162,7 +162,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if check is not None and isinstance(getattr(obj, "__self__", None), str):
             if obj.__name__ == "join":
                 args = (list(args[0]),)
-            check(obj.__self__, *args, **kwargs)
+            given = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+            check(obj.__self__, *args, **given)  # inside loops, Jinja adds _loop_vars of its own
         return super().call(context, obj, *args, **kwargs)
 
 

@@ -20,6 +20,7 @@ _CLOSING = {
     "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",
 }
 _REACH = 80  # characters at the end of a prompt in which it may open a thought
+_SAME_END = 16  # characters at the end of two prompts by which their generation prompts are compared
 
 
 class Thought(NamedTuple):
@@ -49,9 +50,11 @@ def split_reply(
 ) -> tuple[str, str]:
     """(completion with its stop, case) of the reply `message`; Refused where no case fits.
 
+    Whether the completion holds all of the reply is another question (`faithful.reply_fault`).
     `prompt` is the rendering of what stands before the reply, `full` the one that ends with it.
     """
     thought = find_thought(prompt)
+    reasoning, _ = message.thought
     if full.startswith(prompt):
         completion, case = full[len(prompt) :], "prefix"
     elif thought and full.startswith(prompt[: thought.start]):
@@ -59,42 +62,64 @@ def split_reply(
     else:
         shown = f"prompt ends {prompt[-60:]!r}, rendering ends {full[-60:]!r}"
         raise Refused("the prompt is not the beginning of the conversation", shown)
-    if thought and thought.closed and message.reasoning:
+    if thought and thought.closed and reasoning:
         raise Refused("the prompt closes the thought and the row has reasoning", repr(prompt[-60:]))
-    if thought and not thought.closed and (case == "thought" or message.reasoning):
-        completion = _finish_thought(thought, completion, message.reasoning)
+    if thought and thought.closed and case == "thought":
+        completion = _without_thought(thought, completion)
+    elif thought and not thought.closed and (case == "thought" or reasoning):
+        completion = _finish_thought(thought, completion, message)
         case = "thought"
-    completion = cut_after_stop(completion, template, encoder)
-    _check_complete(completion, message)
-    return completion, case
+    return cut_after_stop(completion, template, encoder), case
 
 
-def _finish_thought(thought: Thought, completion: str, reasoning: str | None) -> str:
+def _without_thought(thought: Thought, completion: str) -> str:
+    """What follows a thought that the prompt has closed already: a rendering's own, empty one is no part of it."""
+    reply = completion.lstrip()
+    if not reply.startswith(thought.opening):
+        return completion
+    inside, closing, rest = reply[len(thought.opening) :].partition(thought.closing)
+    if not closing or inside.strip():
+        raise Refused("the prompt closes the thought and the rendering opens one", repr(completion[:60]))
+    return rest.lstrip()
+
+
+def _finish_thought(thought: Thought, completion: str, message: Message) -> str:
     """What the model must write behind an open thought: the reasoning, the closing tag, the reply.
 
     Most such templates drop the reasoning from their rendering, and so say only by the space
     behind the opening tag how the model is to set the closing one.
     """
+    reasoning, answer = message.thought
     if not reasoning:
         raise Refused("the prompt opens a thought and the row has no reasoning", repr(thought.opening))
+    if completion.lstrip().startswith(reasoning.strip()):
+        return completion  # the template's own rendering, white space and all
     reply = completion.lstrip().removeprefix(thought.opening).lstrip()
     if reply.startswith(reasoning.strip()):
         return reply
     reply = reply.removeprefix(thought.closing).lstrip()
+    if message.reasoning is None:  # the thought stood in tags, which a template may render as text
+        reply = reply.removeprefix(message.content.removesuffix(answer).strip()).lstrip()
     newline = "\n" if "\n" in thought.gap else ""
     return f"{reasoning.strip()}{newline}{thought.closing}{newline * 2}{reply}"
 
 
-def _check_complete(completion: str, message: Message) -> None:
-    """Refused where the template drops what the row wants trained."""
-    if message.content.strip() not in completion:
-        raise Refused("the template changes the reply's text", f"{completion[-80:]!r}")
-    if message.reasoning and message.reasoning.strip() not in completion:
-        raise Refused("the template drops the reply's reasoning", f"{completion[:80]!r}")
-    for call in message.tool_calls:
-        name = call.get("function", call).get("name", "")
-        if name not in completion:
-            raise Refused("the template drops the reply's tool calls", f"{name!r}: {completion[-80:]!r}")
+def graft(prompt: str, bare_prompt: str, bare_full: str) -> str | None:
+    """`prompt` continued by the reply as it stands in another rendering of the same conversation.
+
+    For templates that write the history anew once a reply stands behind it (Harmony drops the
+    thoughts before a final answer): the two bare renderings hold no earlier thought from the
+    beginning. None where they do not fit together, or end in another generation prompt.
+    """
+    if bare_prompt[-_SAME_END:] != prompt[-_SAME_END:]:
+        return None
+    thought, bare_thought = find_thought(prompt), find_thought(bare_prompt)
+    ends = [(len(prompt), len(bare_prompt))]
+    ends += [(thought.start, bare_thought.start)] if thought and bare_thought else []
+    for end, bare_end in ends:
+        if bare_full.startswith(bare_prompt[:bare_end]):
+            return prompt[:end] + bare_full[bare_end:]
+    return None
 
 
 def cut_after_stop(completion: str, template: Template, encoder: Encoder) -> str:

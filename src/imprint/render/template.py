@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from jinja2 import nodes
 
 from imprint.data.conversation import Message
 from imprint.errors import TemplateError, nearest
+from imprint.render.form import PLAIN, Form, as_template_inputs, as_tools
 from imprint.render.limits import LimitExceeded, limited
 from imprint.render.sandbox import Sandbox
 
@@ -23,11 +23,17 @@ from imprint.render.sandbox import Sandbox
 PRESETS: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama2": (),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": (),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "vicuna": (),
+    "zephyr": (),
     "alpaca": (),
+    "plain": (),
 }
 
-# switches by which templates open no thought; tried in this order (DESIGN.md, case 2)
-SWITCHES: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {"thinking": False})
+# the variables by which templates think or do not; tried in this order (DESIGN.md, case 2)
+SWITCHES = ("enable_thinking", "thinking")
 
 # what every rendering is given; no option may stand for it
 _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -37,7 +43,7 @@ _NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
 PROBE_TOOLS: tuple[dict[str, Any], ...] = (
     {
         "type": "function",
-        "function": {"name": "probe", "description": "Probes.", "parameters": _NO_PARAMETERS},
+        "function": {"name": "qx7_probe", "description": "Probes.", "parameters": _NO_PARAMETERS},
     },
 )
 
@@ -51,7 +57,8 @@ class Template:
     """A chat template with everything it depends on, so that rendering is a pure function.
 
     `special` are the tokenizer's named tokens (bos_token, eos_token …), `options` the
-    user's variables, `now` the date that `strftime_now` shows.
+    user's variables, `now` the date that `strftime_now` shows, `form` how it takes messages,
+    `tool_use` the template for conversations with tools where the tokenizer brings one apart.
     """
 
     source: str
@@ -59,11 +66,21 @@ class Template:
     special: Mapping[str, str]
     now: datetime
     options: Mapping[str, Any] = field(default_factory=dict)
+    form: Form = PLAIN
+    tool_use: Template | None = None
+
+    def for_tools(self, tools: Sequence[Mapping[str, Any]]) -> Template:
+        """The template that a server takes for a conversation with these tools."""
+        return self.tool_use if tools and self.tool_use is not None else self
+
+    def inputs(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as this template takes them: what `render` is given."""
+        return as_template_inputs(messages, self.form)
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
         try:
-            return Sandbox(self.now).from_string(self.source)
+            return _compile(self.source, self.now)
         except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError) as error:
             line = getattr(error, "lineno", None)
             raise TemplateError(
@@ -77,7 +94,8 @@ class Template:
     def variables(self) -> frozenset[str]:
         """Every name that the template reads: what an option can set."""
         names = Sandbox(self.now).parse(self.source).find_all(nodes.Name)
-        return frozenset(name.name for name in names) - _GIVEN
+        more = self.tool_use.variables if self.tool_use else frozenset()
+        return (frozenset(name.name for name in names) | more) - _GIVEN
 
     def render(
         self,
@@ -93,7 +111,7 @@ class Template:
                         **self.special,
                         **self.options,
                         "messages": messages,
-                        "tools": list(tools) or None,
+                        "tools": as_tools(tools) or None,
                         "documents": None,
                         "add_generation_prompt": add_generation_prompt,
                     }
@@ -110,7 +128,7 @@ class Template:
     @cached_property
     def ending(self) -> str:
         """What the template writes after the text of a last reply (`<|im_end|>\\n`)."""
-        probe = [{"role": "user", "content": "Qx7 question"}, {"role": "assistant", "content": _PROBE}]
+        probe = self.inputs([Message("user", "Qx7 question"), Message("assistant", _PROBE)])
         try:
             try:
                 text = self.render(probe)
@@ -134,8 +152,20 @@ class Template:
             )
         return tail
 
+    @cached_property
+    def offers_tools(self) -> bool:
+        """Whether a prompt shows the tools that a conversation has."""
+        try:
+            prompt = self.render(
+                self.inputs([Message("user", "Qx7")]), PROBE_TOOLS, add_generation_prompt=True
+            )
+        except Refused:
+            return False
+        return PROBE_TOOLS[0]["function"]["name"] in prompt
+
     def with_options(self, options: Mapping[str, Any]) -> Template:
-        return replace(self, options={**self.options, **options})
+        tool_use = self.tool_use.with_options(options) if self.tool_use else None
+        return replace(self, options={**self.options, **options}, tool_use=tool_use)
 
     @cached_property
     def serving_source(self) -> str:
@@ -146,6 +176,18 @@ class Template:
             for key, value in self.options.items()
         ]
         return "".join(lines) + self.source
+
+    @property
+    def serving(self) -> str | dict[str, str]:
+        """What a tokenizer is to hold as its chat template, so that a server renders as we did."""
+        if self.tool_use is None:
+            return self.serving_source
+        return {"default": self.serving_source, "tool_use": self.tool_use.serving_source}
+
+
+@lru_cache(maxsize=16)  # the same source is asked with several options and forms
+def _compile(source: str, now: datetime) -> jinja2.Template:
+    return Sandbox(now).from_string(source)
 
 
 def _literal(value: Any) -> str:
@@ -171,7 +213,7 @@ def find_template(spec: str, own: str | Mapping[str, str] | None) -> tuple[str, 
             raise TemplateError(
                 "the tokenizer has no chat template",
                 expected="a template that says how a conversation becomes text",
-                fix="choose one: template=chatml (also llama2, alpaca), or template=FILE.jinja",
+                fix=f"choose one: template=chatml (also {', '.join([*PRESETS][1:])}), or template=FILE.jinja",
             )
         return own, "the tokenizer's own template"
     if spec in PRESETS:
@@ -187,30 +229,3 @@ def find_template(spec: str, own: str | Mapping[str, str] | None) -> tuple[str, 
         expected=f"auto, a preset ({', '.join(PRESETS)}) or the path of a .jinja file",
         fix=f"template={guess}" if guess else "check the path",
     )
-
-
-def as_template_input(message: Message) -> dict[str, Any]:
-    """The message as templates expect it: only the keys that it has."""
-    out: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning is not None:
-        # two names for the same thing: Qwen, DeepSeek and GLM read the first, Harmony the second
-        out["reasoning_content"] = out["thinking"] = message.reasoning
-    if message.tool_calls:
-        out["tool_calls"] = [_with_object(call) for call in message.tool_calls]
-    if message.name is not None:
-        out["name"] = message.name
-    if message.tool_call_id is not None:
-        out["tool_call_id"] = message.tool_call_id
-    return out
-
-
-def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tool call with its arguments as an object: OpenAI gives JSON text, servers parse it before rendering."""
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call

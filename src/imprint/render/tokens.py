@@ -10,6 +10,7 @@ whole tokenisation; one difference switches the shortcut off.
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +46,9 @@ class Encoder:
         added = {int(i): token for i, token in self.tokenizer.added_tokens_decoder.items()}
         self.added = {i: token.content for i, token in added.items()}
         self.pattern = _any_of(self.added.values())
+        # what a text must not hold: a single character is never one (nothing could escape it)
+        control = [token.content for token in added.values() if token.special and len(token.content) > 1]
+        self.control = _any_of(text for text in control if not text.isspace())
         cuts = {i: token.content for i, token in added.items() if not token.normalized}
         self.cuts = _any_of(cuts.values())
         size = max([len(self.tokenizer), *(i + 1 for i in added)])
@@ -53,6 +57,7 @@ class Encoder:
         self.eos: str | None = self.tokenizer.eos_token
         self.num_tokens = size
         self.exact_shortcut = True
+        self.lossless = self._is_lossless()
         self._tails: dict[str, Ids] = {}  # added token + what follows it → ids
 
     def added_spans(self, text: str) -> list[tuple[int, int]]:
@@ -98,11 +103,26 @@ class Encoder:
     def _completion(self, turn: PromptAndCompletion, prompt: Ids, whole: Ids) -> tuple[Ids, Ids | str]:
         size = len(prompt)
         if len(whole) > size and np.array_equal(whole[:size], prompt):
+            if self._loses(turn.completion, whole[size:]):
+                return prompt, "the tokenizer cannot write all of the reply's text"
             return whole[:size], whole[size:]
         completion = self._continuation(turn.completion)
         if completion is None or self.decode(np.concatenate((prompt, completion))) != self.decode(whole):
             return prompt, "its tokens cannot be cut between prompt and reply"
+        if self._loses(turn.completion, completion):
+            return prompt, "the tokenizer cannot write all of the reply's text"
         return prompt, completion
+
+    def _is_lossless(self) -> bool:
+        """Whether every text comes back as it was: tried with characters that use every byte of UTF-8."""
+        tried = "Tab\tand  spaces\n\n    lines\n"
+        tried += "".join(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x800), *range(0x1000, 0xD000, 0x1000))))
+        tried += "".join(map(chr, (0xE000, 0xFFFD, *range(0x10000, 0x110000, 0x40000))))
+        return _normal(tried) == _normal(self.decode(self.encode([tried])[0]))
+
+    def _loses(self, text: str, ids: Ids) -> bool:
+        """Whether these ids miss characters of their text; a normaliser's changes are no loss."""
+        return not self.lossless and _normal(self.decode(ids)) != _normal(text)
 
     def _continuation(self, text: str) -> Ids | None:
         """The ids of a text that stands behind another: no dummy prefix, no special token."""
@@ -166,6 +186,11 @@ class Encoder:
         ends = [match.end() for match in self.cuts.finditer(text)]
         where = np.flatnonzero(self.is_cut[ids]).tolist()
         return (ends, where) if len(ends) == len(where) else ([], [])
+
+
+def _normal(text: str) -> str:
+    """The text without what normalisers and a dummy prefix change: compositions, the space in front."""
+    return unicodedata.normalize("NFKC", text).lstrip()
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str]:

@@ -6,7 +6,7 @@ the template's own rendering of the conversation adds to it (DESIGN.md, "Turn").
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 
 from imprint.data.conversation import Conversation, Place
 from imprint.errors import DataError
-from imprint.render.split import split_reply
-from imprint.render.template import Refused, Template, as_template_input
+from imprint.render.control import escape_control, find_control
+from imprint.render.faithful import Fault, context_fault, reply_fault
+from imprint.render.form import without_reasoning
+from imprint.render.split import graft, split_reply
+from imprint.render.template import Refused, Template
 from imprint.render.tokens import Encoder
 
 Ids = NDArray[np.int32]
 TrainOn = Literal["replies", "last_reply", "everything"]
 TooLong = Literal["leave_out", "truncate", "error"]
+Unfaithful = Literal["leave_out", "error", "keep"]
+ControlTokens = Literal["leave_out", "escape", "keep"]
 
 CHUNK = 512  # conversations tokenised in one call
 
@@ -79,52 +84,125 @@ class ReplyText:
     case: str
 
 
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something that the user should know of a conversation whose replies are trained all the same."""
+
+    warning: str
+    source: Place
+
+
 def reply_texts(
-    conversation: Conversation, index: int, template: Template, encoder: Encoder, train_on: TrainOn
-) -> Iterator[ReplyText | LeftOut]:
-    """Each reply of a conversation with its prompt, as text, by the three cases of DESIGN.md."""
+    conversation: Conversation,
+    index: int,
+    template: Template,
+    encoder: Encoder,
+    train_on: TrainOn = "replies",
+    unfaithful: Unfaithful = "leave_out",
+    control_tokens: ControlTokens = "leave_out",
+) -> Iterator[ReplyText | LeftOut | Noticed]:
+    """Each reply of a conversation with its prompt, as text, by the three cases of DESIGN.md.
+
+    With unfaithful="error", DataError for the first reply that the template refuses, swallows or changes.
+    """
     source = conversation.source
-    rendered = [as_template_input(message) for message in conversation.messages]
-    replies = [i for i, message in enumerate(conversation.messages) if message.role == "assistant" and i > 0]
-    if train_on == "everything":  # one turn: the last rendering holds all the earlier ones
-        replies = replies[-1:]
-        if any(message.weight not in (None, 1.0) for message in conversation.messages):
-            yield LeftOut("a message has a weight (train_on: everything knows none)", source, replies[0])
-            return
-    elif conversation.messages[0].role == "assistant":
-        yield LeftOut("an opening reply answers nothing: context only", source, 0)
-    if train_on == "last_reply":
-        for i in replies[:-1]:
-            yield LeftOut("not the last reply (train_on: last_reply)", source, i)
-        replies = replies[-1:]
-    for i in replies:
-        message = conversation.messages[i]
-        weight = conversation.weight * (1.0 if message.weight is None else message.weight)
-        if weight == 0:
-            yield LeftOut("its weight is 0: context only", source, i)
+    forged = find_control(conversation, encoder)
+    if forged and control_tokens != "leave_out":
+        escaped = control_tokens == "escape"
+        conversation = escape_control(conversation, encoder) if escaped else conversation
+        yield Noticed(f"control tokens in its text: {'escaped' if escaped else 'kept'}", source)
+        forged = None
+    template = template.for_tools(conversation.tools)
+    inputs = template.inputs(conversation.messages)
+    checked, context = 0, None  # messages up to here were looked for in a prompt; what was missing
+    for i, reason in _replies(conversation, train_on):
+        if not reason and forged and forged.message <= i:
+            yield LeftOut("control tokens in its text", source, i, str(forged))
             continue
-        if all(m.role in ("system", "assistant") for m in conversation.messages[:i]):
-            yield LeftOut("no user message before it: context only", source, i)
+        if reason:
+            yield LeftOut(reason, source, i)
             continue
+        completion = None
         try:
-            prompt = template.render(rendered[:i], conversation.tools, add_generation_prompt=True)
-            full = template.render(rendered[: i + 1], conversation.tools)
-            _check_tools(prompt, conversation.tools)
-            completion, case = split_reply(prompt, full, message, template, encoder)
+            prompt = template.render(inputs[:i], conversation.tools, add_generation_prompt=True)
+            completion, case = _split(prompt, inputs[: i + 1], conversation, i, template, encoder)
         except Refused as error:
-            yield LeftOut(error.args[0], source, i, *error.args[1:2])
+            fault: Fault | None = Fault(*error.args) if len(error.args) == 2 else Fault(str(error), "")
+        else:
+            context = context or context_fault(prompt, conversation, checked, i, template)
+            checked = i
+            fault = context or reply_fault(completion, conversation.messages[i])
+        if fault is not None and unfaithful == "error":
+            raise _unfaithful(template, source, i, fault)
+        if completion is None or (fault is not None and unfaithful == "leave_out"):
+            assert fault is not None
+            yield LeftOut(fault.reason, source, i, fault.detail)
             continue
+        if fault is not None:
+            yield Noticed(f"trained as rendered (unfaithful: keep), although {fault.reason}", source)
         if train_on == "everything":
             prompt, completion, case = "", prompt + completion, "everything"
-        yield ReplyText(prompt, completion, weight, source, index, i, case)
+        yield ReplyText(prompt, completion, _weight(conversation, i), source, index, i, case)
 
 
-def _check_tools(prompt: str, tools: Sequence[Mapping[str, Any]]) -> None:
-    """Refused where the template drops the tools: a model would learn to call what it is not offered."""
-    for tool in tools:
-        name = str(tool.get("function", tool).get("name", ""))
-        if name not in prompt:
-            raise Refused("the template has no place for tools", f"{name!r} is not in the prompt")
+def _split(
+    prompt: str,
+    inputs: list[dict[str, Any]],
+    conversation: Conversation,
+    reply: int,
+    template: Template,
+    encoder: Encoder,
+) -> tuple[str, str]:
+    """(completion, case) of a reply, the last of `inputs`; Refused where it has no exact one."""
+    message, tools = conversation.messages[reply], conversation.tools
+    full = template.render(inputs, tools)
+    try:
+        return split_reply(prompt, full, message, template, encoder)
+    except Refused:
+        if full.startswith(prompt) or not any(m.reasoning for m in conversation.messages[:reply]):
+            raise
+        bare = [without_reasoning(item) for item in inputs[:-1]]
+        bare_prompt = template.render(bare, tools, add_generation_prompt=True)
+        full_again = graft(prompt, bare_prompt, template.render([*bare, inputs[-1]], tools))
+        if full_again is None:
+            raise
+        return split_reply(prompt, full_again, message, template, encoder)[0], "rerendered"
+
+
+def _replies(conversation: Conversation, train_on: TrainOn) -> Iterator[tuple[int, str]]:
+    """Each reply's index, and why it is not to be trained; an empty reason where it is."""
+    messages = conversation.messages
+    replies = [i for i, message in enumerate(messages) if message.role == "assistant" and i > 0]
+    if train_on == "everything":  # one turn: the last rendering holds all the earlier ones
+        weighted = any(message.weight not in (None, 1.0) for message in messages)
+        yield replies[-1], "a message has a weight (train_on: everything knows none)" if weighted else ""
+        return
+    if messages[0].role == "assistant":
+        yield 0, "an opening reply answers nothing: context only"
+    for i in replies:
+        if train_on == "last_reply" and i != replies[-1]:
+            yield i, "not the last reply (train_on: last_reply)"
+        elif _weight(conversation, i) == 0:
+            yield i, "its weight is 0: context only"
+        elif all(m.role in ("system", "assistant") for m in messages[:i]):
+            yield i, "no user message before it: context only"
+        else:
+            yield i, ""
+
+
+def _weight(conversation: Conversation, reply: int) -> float:
+    weight = conversation.messages[reply].weight
+    return conversation.weight * (1.0 if weight is None else weight)
+
+
+def _unfaithful(template: Template, source: Place, reply: int, fault: Fault) -> DataError:
+    return DataError(
+        fault.reason,
+        where=f"{source}, message {reply + 1}",
+        found=fault.detail,
+        expected=f"a rendering by {template.name} that holds all of the row",
+        fix="choose another template, mend the row, or unfaithful=leave_out",
+    )
 
 
 def render(
@@ -135,28 +213,37 @@ def render(
     train_on: TrainOn = "replies",
     max_length: int,
     too_long: TooLong = "leave_out",
-) -> Iterator[Turn | LeftOut]:
-    """The turns of `conversations`, in order, and every reply that is left out."""
+    unfaithful: Unfaithful = "leave_out",
+    control_tokens: ControlTokens = "leave_out",
+    stop_ids: Sequence[int] = (),
+) -> Iterator[Turn | LeftOut | Noticed]:
+    """The turns of `conversations`, in order, every reply that is left out, and what is to be told.
+
+    `stop_ids` are those at which a server stops: none may stand inside a reply.
+    """
+    stops = np.array(stop_ids, dtype=np.int32)
     numbered = iter(enumerate(conversations))
     while chunk := list(islice(numbered, CHUNK)):
         texts: list[ReplyText] = []
         for index, conversation in chunk:
-            for item in reply_texts(conversation, index, template, encoder, train_on):
-                if isinstance(item, LeftOut):
-                    yield item
-                else:
+            for item in reply_texts(
+                conversation, index, template, encoder, train_on, unfaithful, control_tokens
+            ):
+                if isinstance(item, ReplyText):
                     texts.append(item)
+                else:
+                    yield item
         for text, (prompt, completion) in zip(texts, encoder.encode_turns(texts), strict=True):
-            yield fit(_turn(text, prompt, completion), max_length, too_long)
+            yield fit(_turn(text, prompt, completion, stops), max_length, too_long)
 
 
-def _turn(text: ReplyText, prompt: Ids, completion: Ids | str) -> Turn | LeftOut:
+def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Ids) -> Turn | LeftOut:
     if isinstance(completion, str):
         return LeftOut(completion, text.source, text.turn)
     if text.case == "everything":  # the first token is predicted from nothing
         prompt, completion = completion[:1], completion[1:]
-    elif (completion[:-1] == completion[-1]).any():
-        return LeftOut("the reply's text contains its stop token", text.source, text.turn)
+    elif (completion[:-1] == completion[-1]).any() or np.isin(completion[:-1], stops).any():
+        return LeftOut("a stop token stands inside the reply", text.source, text.turn)
     if not len(prompt) or not len(completion):
         return LeftOut("its prompt or its reply has no tokens", text.source, text.turn)
     weight = np.full(len(completion), text.weight, np.float32)

@@ -21,7 +21,7 @@ from imprint.evaluate.generate import TextStream, greedy, until_stop
 from imprint.model.load import find_model, grow_embeddings, refuse_remote_code
 from imprint.model.rowmodel import RowModel
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
-from imprint.render.template import Refused, as_template_input
+from imprint.render.template import Refused
 
 Show = Callable[[str], None]
 
@@ -40,7 +40,7 @@ class Speaker:
         """The answer to `messages`, shown as it comes. Greedy unless `temperature` is above 0."""
         template = self.rendering.template
         try:
-            text = template.render([as_template_input(m) for m in messages], add_generation_prompt=True)
+            text = template.render(template.inputs(messages), add_generation_prompt=True)
         except Refused as error:
             system = "leave the system message out, or " if messages[0].role == "system" else ""
             raise TemplateError(

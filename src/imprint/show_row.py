@@ -1,0 +1,203 @@
+"""Of `imprint show`: one row by its place, and all that is left out, each with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NoReturn
+
+from imprint.data.conversation import Conversation, Place
+from imprint.data.formats import converter
+from imprint.data.ledger import Ledger
+from imprint.data.load import load
+from imprint.data.readers import read
+from imprint.errors import DataError, nearest
+from imprint.recipe import DataSource, Recipe
+from imprint.render.turns import LeftOut, Turn
+from imprint.show import Shown
+
+_SPEC = re.compile(r"(?:(?P<file>.+):|:)?(?:line |row )?(?P<line>\d+)")
+
+
+@dataclass(frozen=True)
+class Out:
+    """Something that is not trained: a record, a conversation or (with its message, from 0) a reply."""
+
+    what: str
+    place: Place
+    reason: str
+    detail: str = ""
+    message: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one record: its conversation if it has one, its turns, and what was left out."""
+
+    place: Place
+    conversation: Conversation | None
+    turns: list[Turn]
+    out: list[Out]
+    held_out: bool = False
+
+
+class _Reasons(Ledger):
+    """A ledger that remembers every conversation that was left out, not the first ones alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_out: list[tuple[Place, str]] = []
+
+    def leave_out(self, place: Place, reason: str) -> None:
+        super().leave_out(place, reason)
+        self.all_out.append((place, reason))
+
+
+def sources_of(recipe: Recipe) -> list[tuple[DataSource, str]]:
+    """Every source of a recipe with its key."""
+    found = [(source, f"data.{number}") for number, source in enumerate(recipe.data)]
+    if isinstance(recipe.validation, DataSource):
+        found.append((recipe.validation, "validation"))
+    return found
+
+
+def find_record(recipe: Recipe, spec: str) -> tuple[Place, DataError | None]:
+    """The place that FILE:LINE names, and why its record is refused, if it is.
+
+    The file may be given by its last part, or not at all where there is one. Raises DataError where
+    there is no such place.
+    """
+    found = _SPEC.fullmatch(spec.strip())
+    files = list(dict.fromkeys(source.path for source, _ in sources_of(recipe)))
+    if found is None:
+        raise DataError(
+            "it names no row",
+            where=f"--row {spec}",
+            expected="FILE:LINE, or LINE where there is one file",
+            fix=f"--row {files[0]}:1",
+        )
+    file = _file(spec, found["file"] or "", files)
+    wanted, seen = int(found["line"]), None
+    for source, key in sources_of(recipe):
+        if source.path != file:
+            continue
+        convert = converter(source, key)
+        for record in read(source):
+            if record.place.line > wanted:
+                _no_such_row(spec, seen, record.place)
+            seen = record.place
+            if seen.line == wanted:
+                try:
+                    convert(record)
+                except DataError as error:
+                    return seen, error
+                return seen, None
+    _no_such_row(spec, seen, None)
+
+
+def _file(spec: str, given: str, files: list[str]) -> str:
+    """The source that is meant."""
+    if not given and len(files) == 1:
+        return files[0]
+    same = [file for file in files if given and (file == given or file.endswith("/" + given))]
+    if len(same) == 1:
+        return same[0]
+    guess = nearest(given, files) or nearest(given, [file.rpartition("/")[2] for file in files])
+    raise DataError(
+        "it does not say in which file" if not given or same else f"no source is named {given!r}",
+        where=f"--row {spec}",
+        expected="one of " + ", ".join(same or files),
+        fix=f"--row {guess or (same or files)[0]}:{spec.rpartition(':')[2]}",
+    )
+
+
+def _no_such_row(spec: str, before: Place | None, behind: Place | None) -> NoReturn:
+    """The error that names the rows nearest to one that is not there."""
+    near = [place for place in (before, behind) if place is not None]
+    last = "" if behind or not before else f" (the last {before.unit} that holds a row)"
+    raise DataError(
+        "there is no row at this place",
+        where=f"--row {spec}",
+        expected="the nearest: " + " and ".join(map(str, near)) + last,
+        fix=f"--row {near[0].file}:{near[0].line}",
+    )
+
+
+def refused(place: Place, error: DataError) -> Row:
+    return Row(place, None, [], [_out_of(place, error)])
+
+
+def row_at(shown: Shown, place: Place) -> Row:
+    """What became of the record at a place that was not refused."""
+    for held_out, conversations in ((False, shown.conversations), (True, shown.held_out)):
+        for index, conversation in enumerate(conversations):
+            if conversation.source != place:
+                continue
+            items = shown.items_of(conversation)
+            turns = [_numbered(item, index) for item in items if isinstance(item, Turn)]
+            out = [_left_out(item) for item in items if isinstance(item, LeftOut)]
+            return Row(place, conversation, turns, out, held_out)
+    reason = next(reason for where, reason in _conversations_out(shown) if where == place)
+    return Row(place, None, [], [Out("conversation", place, reason)])
+
+
+def everything_left_out(shown: Shown, limit: int) -> list[Out]:
+    """The first records, conversations and replies that are not trained, in this order."""
+    return list(islice(_everything_left_out(shown), limit))
+
+
+def _everything_left_out(shown: Shown) -> Iterator[Out]:
+    if shown.ledger.records.left:
+        for source, key in sources_of(shown.recipe):
+            convert = converter(source, key)
+            for record in read(source):
+                try:
+                    convert(record)
+                except DataError as error:
+                    yield _out_of(record.place, error)
+    yield from (Out("conversation", place, reason) for place, reason in _conversations_out(shown))
+    if not shown.ledger.turns.left:
+        return
+    kept: dict[int, int] = {group[0].conversation: len(group) for group in shown.groups}
+    for index, conversation in enumerate(shown.conversations):
+        replies = sum(message.role == "assistant" for message in conversation.messages)
+        if kept.get(index, 0) < replies:
+            yield from map(_left_out, (i for i in shown.items_of(conversation) if isinstance(i, LeftOut)))
+
+
+def _conversations_out(shown: Shown) -> list[tuple[Place, str]]:
+    """Where conversations were left out and why; the data is read again where the ledger holds some only."""
+    recipe = shown.recipe
+    withdrawn = len(shown.conversations) - len(shown.groups)
+    if shown.ledger.conversations.num_left <= withdrawn:
+        return []
+    reasons = _Reasons()
+    load(
+        recipe.data,
+        validation=recipe.validation if isinstance(recipe.validation, DataSource) else 0.0,
+        bad_rows=recipe.bad_rows,
+        consecutive_replies=recipe.consecutive_replies,
+        seed=recipe.seed,
+        ledger=reasons,
+    )
+    return reasons.all_out
+
+
+def _numbered(turn: Turn, conversation: int) -> Turn:
+    """The turn of a conversation that was rendered alone, with the conversation's index."""
+    return replace(turn, conversation=conversation)
+
+
+def _left_out(item: LeftOut) -> Out:
+    return Out("reply", item.source, item.reason, item.detail, item.turn)
+
+
+def _out_of(place: Place, error: DataError) -> Out:
+    lines = [
+        f"{label} {text}"
+        for label, text in (("found", error.found), ("expected", error.expected), ("to fix", error.fix))
+        if text
+    ]
+    return Out("record", place, error.what, "\n".join(lines))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import random
 import re
 import statistics
@@ -46,7 +45,7 @@ TEMPLATES = {
 JUDGED = ("chatml", "Qwen2.5", "Qwen3", "Llama-3.1")
 TOKENIZERS = ("gpt_neox_20b", "mistral_v3_spm")
 NOW = datetime(2026, 1, 1)
-REPLIES, DIALOGUES, ROWS = 20, 60, 3000
+REPLIES, DIALOGUES, ROWS = 20, 40, 2000
 # control tokens that a template writes, as its own model's tokenizer has them
 CONTROL = re.compile(r"<\|\w+\|>|\[/?[A-Z]{4,}(?:_[A-Z]+)*\]")
 
@@ -100,9 +99,7 @@ def made_for(template: str, tokenizer: str, conversations: Sequence[Conversation
 
 def ours(made: Rendering, conversations: Sequence[Conversation]) -> int:
     """The number of turns that are trained."""
-    items = render(
-        conversations, made.template, made.encoder, max_length=1 << 20, stop_ids=made.stop_ids
-    )
+    items = render(conversations, made.template, made.encoder, max_length=1 << 20, stop_ids=made.stop_ids)
     return sum(isinstance(item, Turn) for item in items)
 
 
@@ -138,7 +135,7 @@ def compare(made: Rendering, conversations: Sequence[Conversation], rounds: int)
     """Medians over `rounds` of our seconds over each reference's, taken in turn."""
     against = references(made, conversations)
     turns = ours(made, conversations)
-    taken: dict[str, list[float]] = {"ours": []} | {name: [] for name in against}
+    taken: dict[str, list[float]] = {name: [] for name in ("ours", *against)}
     for run in against.values():
         run()
     for _ in range(rounds):
@@ -177,7 +174,7 @@ def main() -> int:
         "twenty: system of 300 words": dialogues(words, system=300),
         "twenty: reasoning in every reply": dialogues(words, reasoning=True),
     }
-    cells, worst = [], dict.fromkeys(GOALS, 0.0)
+    cells: list[dict[str, Any]] = []
     for corpus, conversations in corpora.items():
         goal = corpus.partition(":")[0]
         for template, file in TEMPLATES.items():
@@ -187,18 +184,26 @@ def main() -> int:
                     continue
                 made = made_for(file, tokenizer, conversations)
                 found = compare(made, conversations, given.rounds)
-                cells.append({"corpus": corpus, "template": template, "tokenizer": tokenizer, **found})
-                if template in JUDGED:
-                    worst[goal] = max(worst[goal], found["ratio"])
+                # where a template refuses every row, there is nothing to compare
+                judged = template in JUDGED and found["turns"] > 0
+                cells.append({"name": name, "goal": goal, "judged": judged, **found})
                 two = " ".join(f"{one:5.2f}" for one in found["ratios"].values())
                 print(f"{name:70} {two}  {found['turns']:5} of {found['replies']} replies", flush=True)
-    result = {"benchmark": "render", "goals": GOALS, "ratios": worst, "cells": cells}
+    worst: dict[str, Any] = {}
+    for goal, most in GOALS.items():
+        judged = [cell for cell in cells if cell["judged"] and cell["goal"] == goal]
+        if judged:
+            highest = max(judged, key=lambda cell: cell["ratio"])
+            middle = statistics.median(cell["ratio"] for cell in judged)
+            worst[goal] = {"ratio": highest["ratio"], "cell": highest["name"], "median": middle}
+            print(
+                f"{goal}: median {middle:.2f}, at worst {highest['ratio']:.2f} ({highest['name']}); goal {most:g}"
+            )
+    result = {"benchmark": "render", "goals": GOALS, "worst": worst, "cells": cells}
     result |= {"rounds": given.rounds, "machine": machine()}
-    for goal, ratio in worst.items():
-        print(f"{goal}: at worst {ratio:.2f} x rendering once and encoding (goal: at most {GOALS[goal]:g})")
     if not given.only:
         write_result("render", result)
-    return int(any(worst[goal] > GOALS[goal] for goal in GOALS))
+    return int(any(found["ratio"] > GOALS[goal] for goal, found in worst.items()))
 
 
 if __name__ == "__main__":

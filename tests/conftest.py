@@ -220,7 +220,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def prepared_data_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Prepared data goes into a folder of these tests, in subprocesses too; the user's own cache is left alone."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

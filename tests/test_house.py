@@ -61,6 +61,8 @@ LIGHT = (
     "errors",
     "data",
     "render",
+    "cache",
+    "preparation",
     "track",
     "cli",
     "cli_show",

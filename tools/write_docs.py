@@ -1,8 +1,12 @@
-"""Writes the pages of docs/ that are made from the code: `python tools/write_docs.py`."""
+"""Writes the pages of docs/ that are made from the code: `python tools/write_docs.py [PAGE.md …]`."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from imprint.schema import Setting, describe
 
@@ -38,15 +42,47 @@ def _line(row: Setting) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
 
-PAGES = {"recipe.md": recipe_page}
+def templates_page() -> str | None:
+    """docs/templates.md: what every template accepts, by a run of the whole harness (some minutes)."""
+    pages = _harness("pages")
+    return pages and pages.templates_page(list(pages.every_cell()))
 
 
-def main() -> None:
+def twins_page() -> str | None:
+    """docs/trl-twins.md: TRL's training templates against our turns."""
+    pages = _harness("twins_page")
+    return pages and pages.twins_page(list(pages.every_pair()))
+
+
+def _harness(module: str) -> Any:
+    """A module of tests/render, which makes pages from real templates; None where these are not here."""
+    folder = str(DOCS.parent / "tests")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return (
+        importlib.import_module(f"render.{module}")
+        if importlib.import_module("render.corpus").TEMPLATES
+        else None
+    )
+
+
+PAGES: dict[str, Callable[[], str | None]] = {
+    "recipe.md": recipe_page,
+    "trl-twins.md": twins_page,
+    "templates.md": templates_page,
+}
+
+
+def main(names: Sequence[str]) -> None:
     DOCS.mkdir(exist_ok=True)
-    for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), encoding="utf-8")
+    for name in names or PAGES:
+        page = PAGES[name]()
+        if page is None:
+            print(f"left docs/{name} as it is: the templates that it is made from are not here")
+            continue
+        (DOCS / name).write_text(page, encoding="utf-8")
         print(f"wrote docs/{name}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -75,6 +75,9 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
+code_version()  # now, when the code is loaded: an upgrade beneath a running process must not be taken for it
+
+
 def cache_folder() -> Path | None:
     """IMPRINT_CACHE, else the user's cache folder; None where IMPRINT_CACHE is `off`."""
     given = os.environ.get("IMPRINT_CACHE", "")
@@ -102,7 +105,8 @@ def cached(key: str, make: Callable[[Path], None], read: Callable[[Path, object]
         if folder is not None:
             return _in_cache(folder.absolute() / "prepared", key, make, read)
     except OSError as error:
-        note = f"the cache cannot be used: {error}"
+        told = [str(error)] if error.strerror is None else [error.strerror, str(error.filename or "")]
+        note = ": ".join(["the cache cannot be used", *filter(None, told)])
     scratch = Scratch()
     try:
         make(scratch.path)

@@ -164,7 +164,7 @@ def _print_notes(shown: Shown) -> None:
     notes = console_for(stderr=True)
     notes.print(f"template  {rendering.template.name}", markup=False)
     notes.print(f"stops     {stop_set(rendering)}", markup=False)
-    for note in rendering.notes:
+    for note in (*rendering.notes, *ledger.notes):
         notes.print(f"note      {note}", markup=False)
     notes.print(ledger.table())
     for reason, detail in ledger.details.items():

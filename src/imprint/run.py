@@ -95,7 +95,7 @@ def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) ->
     try:
         refuse_differences(prepared, mesh)
         agreed = mesh.agree(now)
-        if agreed != now and "strftime_now" in prepared.rendering.template.source:
+        if agreed != now and "strftime_now" in str(prepared.rendering.template.serving):
             prepared, now = prepare(recipe, prepared.folder, agreed, mesh.size), agreed
         speak: Say = say if mesh.is_main else lambda _: None
         for part in overview(prepared):

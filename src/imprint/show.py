@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import overload
 
@@ -51,7 +52,8 @@ class Turns(Sequence[Turn]):
     def __getitem__(self, index: slice) -> list[Turn]: ...
     def __getitem__(self, index: int | slice) -> Turn | list[Turn]:
         if isinstance(index, slice):
-            return list(self)[index]
+            ends_early = index.stop is not None and min(index.start or 0, index.stop, index.step or 1) >= 0
+            return list(islice(self, index.stop if ends_early else None))[index]
         if index < 0:
             index += len(self)
         for i, turn in enumerate(self if index >= 0 else ()):

@@ -12,7 +12,7 @@ from typing import Any
 
 from imprint.data.ledger import Ledger
 from imprint.errors import RunError
-from imprint.render.account import CASES, HOW, REPLY, Account
+from imprint.render.account import CASES, HOW, REPLY, UNKNOWN, Account
 from imprint.render.compare import Side, differences, verdict
 from imprint.render.page import side_of
 from imprint.render.page import write as render_page
@@ -62,7 +62,7 @@ def write_page(path: Path, shown: Shown, other: Shown | None, row: Row | None, n
         "other": other.rendering.template.name if other else "",
         "stops": _stops(shown.rendering),
         "other_stops": _stops(other.rendering) if other else [],
-        "notes": [*shown.rendering.notes, *(other.rendering.notes if other else ())],
+        "notes": [*shown.rendering.notes, *shown.ledger.notes, *(other.rendering.notes if other else ())],
         "account": account,
         "sums": _sums(account),
         "how": HOW,
@@ -147,12 +147,16 @@ def _stops(rendering: Rendering) -> list[tuple[str, int]]:
 
 def _sums(account: Account) -> dict[str, int]:
     """The figures that matter: what is trained, and what of it a user, a system or a tool wrote."""
-    sums: Counter[str] = Counter(conversations=0, turns=0, trained=0, context=0, stops=0, others=0, longest=0)
+    sums: Counter[str] = Counter(
+        conversations=0, turns=0, trained=0, context=0, stops=0, others=0, unknown=0, longest=0
+    )
     for file in account.files.values():
         total = file.total
         sums.update(conversations=file.conversations, turns=file.turns, trained=total.trained)
         sums.update(context=total.context, stops=total.stop)
         sums.update(others=sum(share.trained for kind, share in file.rows() if kind in USERS))
+        unknown = file.kinds.get(UNKNOWN)
+        sums.update(unknown=file.lost + (unknown.trained if unknown else 0))
         sums["longest"] = max(sums["longest"], file.longest)
     return dict(sums)
 

@@ -3,11 +3,13 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
+from imprint.data import load as load_module
 from imprint.data.ledger import Ledger
-from imprint.data.load import load
+from imprint.data.load import load, reopen
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
@@ -15,11 +17,11 @@ GOOD = [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(40)]
 U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 
 
-def take(folder, *names, ledger=None, **settings):
+def take(base, *names, ledger=None, **settings):
     """Load files of a folder; returns what was loaded and its checked ledger."""
     ledger = ledger or Ledger()
     defaults = {"validation": 0.0, "bad_rows": "stop", "consecutive_replies": "merge", "seed": 0}
-    loaded = load([DataSource(path=n) for n in names], **defaults | settings, ledger=ledger, base=folder)
+    loaded = load([DataSource(path=n) for n in names], **defaults | settings, ledger=ledger, base=base)
     ledger.check()
     return loaded, ledger
 
@@ -204,6 +206,71 @@ def test_a_real_file_with_broken_lines(sft):
     assert len(loaded.train) == sum(1 for row in good if row["output"].strip())
     assert ledger.records.left["not valid JSON"].count == len(broken) > 0
     assert [place.line for place in ledger.records.left["not valid JSON"].places] == broken[:5]
+
+
+def test_what_was_loaded_is_read_again_from_its_folder(write, tmp_path):
+    write("a.jsonl", [*GOOD, {"messages": [U, {**A, "reasoning_content": "because"}]}])
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    loaded, _ = take(tmp_path, "a.jsonl", validation=0.3, folder=folder)
+    assert reopen(folder) == loaded
+    moved = reopen(folder, {"a.jsonl": "b.jsonl"})
+    assert [str(item.source) for item in moved.train] == [
+        str(item.source).replace("a", "b") for item in loaded.train
+    ]
+    assert moved.fingerprint == loaded.fingerprint
+    without, _ = take(tmp_path, "a.jsonl", validation=0.3)
+    assert without == loaded
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"),
+    [
+        (GOOD[:4], 0.0),
+        ([*GOOD[:3], {"messages": [U, {**A, "reasoning_content": "because"}]}], 0.25),
+        ([{"messages": [U, {**A, "content": "<think>because</think>a"}]}, GOOD[0]], 0.5),
+        ([{"messages": [U, {**A, "reasoning_content": "b"}, U, A]}, {"messages": [U, A]}], 0.5),
+        ([{"messages": [{**U, "content": "<think>not a reply's</think>"}, A]}], 0.0),
+    ],
+)
+def test_the_share_with_reasoning(write, tmp_path, rows, share):
+    write("a.jsonl", rows)
+    assert take(tmp_path, "a.jsonl")[0].reasoning == share
+
+
+def test_a_file_that_is_touched_but_not_changed(write, tmp_path, monkeypatch):
+    write("a.jsonl", GOOD)
+    path, original = tmp_path / "a.jsonl", load_module.read
+
+    def touched(source, base):
+        yield from original(source, base)
+        os.utime(path, (1, 1))
+
+    monkeypatch.setattr(load_module, "read", touched)
+    assert len(take(tmp_path, "a.jsonl")[0].train) == 40
+
+    def changed(source, base):
+        yield from original(source, base)
+        path.write_text(path.read_text().replace("q1", "q2"))
+
+    monkeypatch.setattr(load_module, "read", changed)
+    with pytest.raises(DataError, match="changed while it was read"):
+        take(tmp_path, "a.jsonl")
+
+
+def test_memory_holds_a_few_bytes_of_a_row(write, tmp_path):
+    """Four times the rows, each of a thousand characters: what is held grows by their indices alone."""
+    peaks = []
+    for count in (2000, 8000):
+        rows = [{"prompt": f"q{i}" + "x" * 500, "response": "y" * 500} for i in range(count)]
+        write("a.jsonl", rows)
+        del rows
+        tracemalloc.start()
+        loaded, _ = take(tmp_path, "a.jsonl", validation=0.1)
+        assert sum(1 for _ in loaded.train) + len(loaded.validation) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 6000 < 64
 
 
 def test_loading_imports_nothing_heavy(write):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from imprint.errors import TemplateError
 from imprint.recipe import DataSource
 from imprint.render.resolve import Rendering
 from imprint.render.turns import LeftOut, Noticed, Turn, render
-from render import corpus
 from render.corpus import BYTE_LEVEL, SENTENCEPIECE, TEMPLATES, label, made_for, template_source
 from render.dialogues import ROWS
 from render.oracle import assert_sound
@@ -32,12 +31,12 @@ CALLS = (
     "object arguments",
     "reasoned call",
     "described by the system",
-    "described, reasoned",
+    "described with reasoning",
 )
 # a few of every kind, for the fast tests
 CORE = (
     "several", "system", "greeting", "leading", "one character", "scripts", "code", "every reply", "last reply",
-    "inline, several", "text arguments", "reasoned call", "parallel", "one context only", "typed by a user",
+    "inline several", "text arguments", "reasoned call", "parallel", "one context only", "typed by a user",
 )  # fmt: skip
 # left out whatever the template: the row asks for it
 BY_REQUEST = (
@@ -92,7 +91,7 @@ def read(row: Any, *, merge: bool = True) -> Conversation:
     return merged
 
 
-@cache
+@lru_cache(maxsize=32)  # a rendering holds a tokenizer
 def rendering_for(
     source: str, kind: str, reasoned: bool, options: tuple[tuple[str, Any], ...] = ()
 ) -> Rendering | str:
@@ -101,12 +100,6 @@ def rendering_for(
         return made_for(source, kind, reasoning=float(reasoned), options=dict(options))
     except TemplateError as error:
         return error.what
-
-
-def forget() -> None:
-    """Drop what was made for one template: hundreds of tokenizers do not fit in memory."""
-    rendering_for.cache_clear()
-    corpus.forget()
 
 
 def turns_of(conversation: Conversation, made: Rendering, **settings: Any) -> list[Turn | LeftOut]:
@@ -158,7 +151,6 @@ def run(
         for kind in kinds:
             for name, conversation in rows.items():
                 yield check(path, kind, name, conversation)
-        forget()
 
 
 def core() -> dict[str, Conversation]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,21 @@ HERE = Place("rows.jsonl", 1)
 
 TEMPLATES = sorted((DATA / "templates").glob("*/*.jinja"))
 needs_templates = pytest.mark.skipif(not TEMPLATES, reason="shared/data/templates is not here")
+
+
+@contextmanager
+def fixed_clock() -> Iterator[None]:
+    """`strftime_now` in transformers shows NOW, the date that the tests render with."""
+    from transformers.utils import chat_template_utils as module
+
+    class Clock(module.datetime):  # type: ignore[misc]
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return NOW
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "datetime", Clock)
+        yield
 
 
 def template_source(path: Path) -> str:
@@ -183,12 +201,23 @@ def made_for(source: str, kind: str = "bytes", **more: Any) -> Rendering:
     names = names_for(source)
     if kind in SENTENCEPIECE:
         names = {key: value for key, value in names.items() if value in ("<s>", "</s>")}
-    return prepare_rendering(_tokenizer_for(kind, source, **names), now=NOW, **more)
+    # a preset adds tokens, an own template leaves the tokenizer as it is
+    make = make_tokenizer if "template" in more else _tokenizer_for
+    return prepare_rendering(make(kind, source, **names), now=NOW, **more)
 
 
-_tokenizer_for = cache(make_tokenizer)  # an own template leaves the tokenizer as it is
+@lru_cache(maxsize=8)
+def _shared(kind: str, controls: str, **names: str) -> Any:
+    return make_tokenizer(kind, controls, **names)
 
 
-def forget() -> None:
-    """Drop the tokenizers made so far."""
-    _tokenizer_for.cache_clear()
+def _tokenizer_for(kind: str, source: str, **names: str) -> Any:
+    """A tokenizer for this template; templates of the same control tokens share what is large in it."""
+    made = copy(_shared(kind, controls_of(source), **names))
+    made.chat_template = source
+    return made
+
+
+def controls_of(source: str) -> str:
+    """The control tokens that a template writes."""
+    return " ".join(sorted(set(_CONTROL.findall(source))))

@@ -136,6 +136,7 @@ ROWS: dict[str, dict[str, Row]] = {
         "last reply": _row(ASK, _reply("Hello!"), AGAIN, _reply("It is 4.", reasoning_content="2 + 2 = 4")),
         "earlier reply": _row(ASK, _reply("Hello!", reasoning_content="A greeting."), AGAIN, _reply("It is 4.")),
         "single thought": _row(ASK, _reply("Hello!", thinking="\nThey greet me.\n\nI greet too.\n")),
+        "thought like the reply": _row(ASK, _reply("Yes, hello.", reasoning_content="Yes")),
         "with system": _row(_system("Be a walrus ."), ASK, _reply("Hello!", reasoning="They greet me.")),
         "typed thought": _row(
             ASK, _reply([{"type": "thinking", "thinking": "A greeting."}, {"type": "text", "text": "Hello!"}])
@@ -143,12 +144,12 @@ ROWS: dict[str, dict[str, Row]] = {
     },
     "inline <think>": {
         "inline": _row(ASK, _reply("<think>\nThey greet me.\n</think>\n\nHello!")),
-        "inline, several": _row(
+        "inline several": _row(
             ASK, _reply("<think>\nA greeting.\n</think>\n\nHello!"),
             AGAIN, _reply("<think>\n2 + 2 = 4\n</think>\n\nIt is 4."),
         ),
-        "inline, empty": _row(ASK, _reply("<think>\n\n</think>\n\nHello!"), AGAIN, _reply("It is 4.")),
-        "inline, odd spaces": _row(ASK, _reply("<think>They greet me.</think>Hello!")),
+        "inline empty": _row(ASK, _reply("<think>\n\n</think>\n\nHello!"), AGAIN, _reply("It is 4.")),
+        "inline odd spaces": _row(ASK, _reply("<think>They greet me.</think>Hello!")),
         "talks of it": _row(ASK, _reply("The tags are `<think>` and `</think>`."), AGAIN, _reply("It is 4.")),
     },
     "tools": {
@@ -171,7 +172,7 @@ ROWS: dict[str, dict[str, Row]] = {
             _reply("I will add them.", tool_calls=[_call("add_up", {"a": 1, "b": 2})]),
             _result("otter 3", "add_up"), _reply("It is 3."), tools=[ADD],
         ),
-        "offered, not used": _row(ASK, _reply("Hello!"), AGAIN, _reply("It is 4."), tools=[ADD, WEATHER]),
+        "only offered": _row(ASK, _reply("Hello!"), AGAIN, _reply("It is 4."), tools=[ADD, WEATHER]),
         "called twice": _row(
             _user("zebra: add 1, 2 and 3"), _reply("", tool_calls=[_call("add_up", {"a": 1, "b": 2})]),
             _result("otter 3", "add_up"), _reply("", tool_calls=[_call("add_up", {"a": 3, "b": 3}, 2)]),
@@ -197,7 +198,7 @@ ROWS: dict[str, dict[str, Row]] = {
             _reply("", tool_calls=[_call("add_up", {"a": 1, "b": 2})]),
             _result("otter 3", "add_up"), _reply("It is 3."),
         ),
-        "described, reasoned": _row(
+        "described with reasoning": _row(
             _system("You walrus may call add_up(a, b)."), _user("zebra: add 1 and 2"),
             _reply("", tool_calls=[_call("add_up", {"a": 1, "b": 2})], reasoning_content="I must add."),
             _result("otter 3", "add_up"), _reply("It is 3.", reasoning_content="The sum came."),
@@ -214,7 +215,7 @@ ROWS: dict[str, dict[str, Row]] = {
             _reply("", tool_calls=[_call("add_up", {"a": 1, "b": 2}), _call("add_up", {"a": 3, "b": 4}, 2)]),
             _result("otter 3", "add_up"), _result("otter 7", "add_up", 2), _reply("They are 3 and 7."), tools=[ADD],
         ),
-        "parallel, two tools": _row(
+        "parallel of two tools": _row(
             _user("zebra: add and tell the weather"),
             _reply("", tool_calls=[
                 _call("add_up", '{"a": 1, "b": 2}'),

@@ -22,6 +22,7 @@ _THOUGHT = re.compile(
     r"(?:<(think|thinking|thought|reasoning|seed:think)>|<\|START_THINKING\|>|\[THINK\]"
     r"|Here are my reasoning steps:)\s*$"
 )
+_HTML = ("&#34;", "&#39;", "&quot;", "&lt;", "&gt;", "&amp;")
 _INLINE = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _CLOSING = (
     "</think>", "</thinking>", "</thought>", "</reasoning>", "</seed:think>", "<|END_THINKING|>", "[/THINK]",
@@ -32,7 +33,7 @@ _CLOSING = (
 def assert_sound(turn: Turn, conversation: Conversation, rendering: Rendering) -> None:
     """AssertionError, with what is wrong, unless a complete turn is what a server would ask for and get.
 
-    The prompt is what a server feeds and holds what the users said; prompt and completion are the
+    The prompt is what a server feeds and holds what it should; prompt and completion are the
     beginning of the template's own rendering (where that holds the reply's reasoning); the stop is
     trained, is the last id, and no stop stands before it; the reply with its thought and its calls
     is trained at its weight, and no word of a user, a system or a tool; no BOS stands where the
@@ -50,15 +51,16 @@ def assert_sound(turn: Turn, conversation: Conversation, rendering: Rendering) -
     completion = _decode(tokenizer, trained)
     for mark in MARKS:
         assert mark not in completion or mark in _words(message), f"a prompt's text is trained: {mark}"
-    for earlier in conversation.messages[: turn.turn]:
-        if earlier.role == "user":
-            assert earlier.content.strip() in prompt, "the prompt lacks what a user said"
+    row = json.dumps([[_words(m) for m in conversation.messages], conversation.tools])
+    for escape in _HTML:  # Markup + text escapes the text
+        assert escape not in prompt + completion or escape in row, f"HTML is escaped: {escape}"
+    _check_context(conversation, turn.turn, prompt)
     _check_reply(tokenizer, message, prompt, completion)
     ids = turn.prompt.tolist() + trained
     if turn.case == "prefix":
         _check_beginning(tokenizer, ids, full)
     elif turn.case == "rerendered":  # the history of the prompt is another one than that of the rendering
-        bare = [{k: v for k, v in m.items() if k not in ("reasoning_content", "thinking")} for m in messages]
+        bare: list[Row] = [_without_thoughts(message) for message in messages]
         ask = _apply(rendering, bare[:-1], conversation.tools, True)[1]
         full = _apply(rendering, [*bare[:-1], messages[-1]], conversation.tools, False)[1]
         assert full.startswith(ask), "without thoughts, too, the prompt is not the rendering's beginning"
@@ -105,6 +107,12 @@ def _apply(
     }
     text = apply(messages, tokenize=False, **given)
     return (apply(messages, tokenize=True, return_dict=False, **given) if ask else []), text
+
+
+def _without_thoughts(message: Row) -> Row:
+    """An earlier message without its reasoning, and without the text beside a call, which Harmony takes for one."""
+    kept = {key: value for key, value in message.items() if key not in ("reasoning_content", "thinking")}
+    return {**kept, "content": ""} if "tool_calls" in kept else kept
 
 
 def openai_tools(tools: Sequence[Row]) -> list[Row]:
@@ -177,6 +185,23 @@ def arguments_of(call: Row) -> Any:
     return found if isinstance(found, dict) else given
 
 
+def _check_context(conversation: Conversation, until: int, prompt: str) -> None:
+    """The prompt holds what stands before the reply.
+
+    But templates may drop earlier thoughts, and what was called for earlier questions.
+    """
+    asked = max((i for i, m in enumerate(conversation.messages[:until]) if m.role == "user"), default=0)
+    for tool in openai_tools(conversation.tools):
+        assert tool["function"]["name"] in prompt, "the prompt lacks a tool"
+    for i, earlier in enumerate(conversation.messages[:until]):
+        if earlier.role in ("user", "system"):
+            assert earlier.content.strip() in prompt, f"the prompt lacks what a {earlier.role} said"
+        elif earlier.role == "tool" and i > asked:  # results that are JSON may be written anew
+            words = re.findall(r"[^\W_]+", earlier.content)
+            escaped = (word if word in prompt else json.dumps(word)[1:-1] for word in words)
+            assert all(word in prompt for word in escaped), "the prompt lacks a tool's result"
+
+
 def _check_weights(turn: Turn, conversation: Conversation, message: Message) -> None:
     weight = conversation.weight * (1.0 if message.weight is None else message.weight)
     assert message.role == "assistant", "a message that is no reply is trained"
@@ -187,10 +212,13 @@ def _check_weights(turn: Turn, conversation: Conversation, message: Message) -> 
 def _check_reply(tokenizer: Any, message: Message, prompt: str, completion: str) -> None:
     """The reply's text, its thought, and the leaves of its calls' arguments are trained."""
     reasoning, answer = thought_of(message)
-    for part in (answer, reasoning or ""):
-        decoded = _as_decoded(tokenizer, part)
-        assert _bare(decoded) == _bare(part), "the tokenizer loses a part of the reply"
-        assert decoded in completion, "the reply is not trained"
+    decoded = [_as_decoded(tokenizer, part) for part in (answer, reasoning or "")]
+    assert _bare(decoded[0] + decoded[1]) == _bare(answer + (reasoning or "")), (
+        "the tokenizer loses a part of the reply"
+    )
+    assert decoded[0] in completion, "the reply is not trained"
+    before = completion.rpartition(decoded[0])[0] if decoded[0] else completion
+    assert decoded[1] in before, "the thought is not trained"
     for call in message.tool_calls:
         assert call["function"]["name"] in completion, "a tool call is not trained"
         for leaf in _leaves(arguments_of(call)):

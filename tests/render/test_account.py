@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from imprint.data.conversation import Message, Place
-from imprint.render.account import EARLIER, REPLY, Account, owned
+from imprint.render.account import EARLIER, REPLY, UNKNOWN, Account, owned
 from imprint.render.spans import TEMPLATE
 from imprint.render.turns import ReplyText, Turn, render, reply_texts
 from render.corpus import CONVERSATIONS, made_for, named, reply, talk, user
@@ -56,11 +56,8 @@ def test_the_sums_are_those_of_an_independent_count(made):
     for group in turns[:2]:
         context += len(group[-1].prompt)
     first = account.files["rows.jsonl"]
-    assert {
-        ("context", kind): share.context
-        for kind, share in first.kinds.items()
-        if share.context and kind != TEMPLATE
-    } == dict(expected)
+    found = {("context", kind): share.context for kind, share in first.kinds.items() if kind != TEMPLATE}
+    assert {key: count for key, count in found.items() if count} == dict(expected)
     assert first.kinds[REPLY].trained == trained
     assert (
         first.kinds[TEMPLATE].trained == first.kinds[TEMPLATE].stop == 5
@@ -71,6 +68,8 @@ def test_the_sums_are_those_of_an_independent_count(made):
     assert first.longest == max(len(turn) for group in turns[:2] for turn in group)
     assert first.kinds["user"].trained == first.kinds["system"].trained == 0
     assert account.cases == {"prefix": 6}
+    assert account.written == {"<|im_end|>": 6}
+    assert first.notes() == []
 
 
 def test_a_mask_that_is_off_shows(made):
@@ -114,7 +113,9 @@ def test_thoughts_that_a_template_drops_are_counted_as_missing():
     made = made_for(named(QWEN))
     account, _ = account_of([CONVERSATIONS["reasoning"]], made)
     one = account.files["rows.jsonl"]
-    assert one.missing == 1
+    assert (one.missing, one.lost) == (1, 0)
+    assert "1 parts of replies (earlier thoughts, most often)" in one.notes()[0]
+    assert account.written["<|im_end|>"] == 2
     thoughts = [m.reasoning for m in CONVERSATIONS["reasoning"].messages if m.reasoning]
     answers = [m.content for m in CONVERSATIONS["reasoning"].messages if m.role == "assistant"]
     assert one.kinds[REPLY].trained == sum(map(len, thoughts + answers))
@@ -140,3 +141,15 @@ def test_the_tables_fit_80_columns(made):
     rows = [line.split() for line in lines]
     assert ["user", "2", "0", "0"] in rows
     assert ["the", "reply", "0", "5", "0"] in rows
+
+
+def test_what_cannot_be_placed_is_said(made):
+    """A text that is not the ids', and a user's words that are not in the rendering."""
+    conversation = CONVERSATIONS["single"]
+    turn = next(iter(render([conversation], made.template, made.encoder, max_length=MOST)))
+    account = Account(made.stop_ids)
+    account.add(conversation, [turn], owned([turn], ["another text"], conversation, made.encoder))
+    one = account.files["rows.jsonl"]
+    assert one.kinds[UNKNOWN].trained == len(turn.completion)
+    assert one.lost == 1
+    assert len(one.notes()) == 3

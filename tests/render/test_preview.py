@@ -1,6 +1,7 @@
 """What is shown is what is trained: the pieces make the text, and nothing hides in it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from imprint.render.preview import as_json, as_text, legend, pieces, visible
 from imprint.render.resolve import prepare_rendering
+from imprint.render.spans import attribute
 from imprint.render.tokens import Encoder
 from imprint.render.turns import Turn, render
 from render.corpus import CONVERSATIONS, NOW, made_for, make_tokenizer, named
@@ -78,10 +80,28 @@ def test_as_json_is_the_turn(shown):
     assert (row["source"], row["turn"], row["message"], row["case"]) == ("rows.jsonl:1", 1, 3, "prefix")
 
 
-def printed(turn: Turn, made) -> str:
+def test_as_json_says_whose_the_prompt_s_characters_are(shown):
+    made, turns = shown
+    conversation = CONVERSATIONS["several"]
+    texts = made.encoder.decode(turns[1].prompt), made.encoder.decode(turns[1].completion)
+    spans = attribute("".join(texts), conversation.messages[:4])
+    row = json.loads(json.dumps(as_json(turns[1], 1, texts, spans)))
+    assert [span["end"] for span in row["prompt_spans"][:-1]] == [
+        span["start"] for span in row["prompt_spans"][1:]
+    ]
+    assert (row["prompt_spans"][0]["start"], row["prompt_spans"][-1]["end"]) == (0, len(row["prompt"]))
+    said = [
+        (span["role"], span["message"], span["part"], row["prompt"][span["start"] : span["end"]])
+        for span in row["prompt_spans"]
+        if span["role"] != "template"
+    ]
+    assert said == [(m.role, i, "content", m.content) for i, m in enumerate(conversation.messages[:3])]
+
+
+def printed(turn: Turn, made, **more) -> str:
     console = Console(width=200, color_system=None, record=True, file=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(as_text(turn, 0, made.encoder, made.stop_ids), legend())
+        console.print(as_text(turn, 0, made.encoder, made.stop_ids, **more), legend())
     return capture.get()
 
 
@@ -100,6 +120,27 @@ def test_as_text_says_that_no_stop_is_trained(shown):
     cut = Turn(turn.prompt, turn.completion[:-1], turn.weight[:-1], turn.source, 0, 1, "truncated")
     assert "(no stop is trained)" in printed(cut, made)
     assert "(truncated)" in printed(cut, made)
+
+
+def test_a_long_context_shows_its_ends_and_how_much_lies_between(shown):
+    made, turns = shown
+    turn = turns[2]
+    hidden = len(turn.prompt) - 20
+    text = printed(turn, made, most=20)
+    assert f"… {hidden:,} tokens more …" in text
+    whole = visible(made.encoder.decode(turn.prompt))
+    assert visible(made.encoder.decode(turn.prompt[:10])) in text
+    assert visible(made.encoder.decode(turn.prompt[-10:])).splitlines()[-1] in text
+    assert "Goodbye 👋🏽<|im_end|>" in text
+    assert "tokens more" not in printed(turn, made, most=len(turn.prompt))
+    assert whole.splitlines()[2] in printed(turn, made)
+
+
+def test_a_weight_that_is_not_one_is_told(shown):
+    made, turns = shown
+    half = replace(turns[0], weight=np.full(len(turns[0].weight), 0.5, np.float32))
+    assert "weight 0.5" in printed(half, made)
+    assert "weight" not in printed(turns[0], made)
 
 
 def test_colours_follow_what_is_trained(shown):

@@ -230,5 +230,7 @@ def test_threads_are_limited_on_their_own(monkeypatch):
 
 def test_methods_with_a_limit_work_inside_loops():
     """Jinja hands every call inside a loop the loop's variables as a keyword of its own."""
-    source = "{% for m in messages %}{% set x = m.content %}{{ x.replace('a', 'b') }}{{ ','.join(x) }}{% endfor %}"
+    source = (
+        "{% for m in messages %}{% set x = m.content %}{{ x.replace('a', 'b') }}{{ ','.join(x) }}{% endfor %}"
+    )
     assert Template(source, "test", {}, NOW).render([{"role": "user", "content": "aa"}]) == "bba,a"

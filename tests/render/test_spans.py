@@ -205,10 +205,8 @@ def test_any_texts_leave_no_gap_and_never_overlap(texts):
         if span.role != TEMPLATE and not span.missing:
             found = text[span.start : span.end]
             content = messages[span.message_index].content
-            assert found.strip() in (
-                content.strip(),
-                *(json.dumps(content.strip(), ensure_ascii=a)[1:-1] for a in (0, 1)),
-            )
+            forms = [json.dumps(content.strip(), ensure_ascii=ascii)[1:-1] for ascii in (False, True)]
+            assert found.strip() in (content.strip(), *forms)
 
 
 # ---- tokens
@@ -237,12 +235,8 @@ def test_offsets_of_ids_that_the_text_alone_would_not_have():
 
 
 def test_a_token_of_two_is_the_message_s():
-    spans = [
-        Span(0, 4, TEMPLATE),
-        Span(4, 9, "user", 0, "content"),
-        Span(9, 9, "user", 1, "content"),
-        Span(9, 12, TEMPLATE),
-    ]
+    user, missing = Span(4, 9, "user", 0, "content"), Span(9, 9, "user", 1, "content")
+    spans = [Span(0, 4, TEMPLATE), user, missing, Span(9, 12, TEMPLATE)]
     offsets = [(0, 3), (3, 5), (5, 9), (8, 10), (9, 9), (9, 12), (12, 12)]
     owners = token_spans(spans, offsets)
     assert [spans[i].role for i in owners] == [

@@ -124,6 +124,61 @@ def test_the_shortcut_equals_whole_tokenisation(kind, parts):
     assert encoder.exact_shortcut
 
 
+def rewritten(parts: Iterable[tuple[str, str, str]], system: str = "") -> list[Pair]:
+    """Turns whose history is written anew: each reply has a thought of its own, which later prompts drop."""
+    pairs, said = [], f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    for asked, answered, stop in parts:
+        prompt = f"{said}<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+        pairs.append(Pair(prompt, f"<think>{asked}</think>{answered}{stop or 'x'}"))
+        said = prompt + answered + stop + "\n"
+    return pairs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(parts=turn_pairs, system=texts)
+def test_what_a_rewritten_history_shares_equals_whole_tokenisation(kind, parts, system):
+    encoder = encoder_of(kind)
+    encoder.exact_shortcut = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_CHECKED", 10**9)
+        assert_same(encoder, [*rewritten(parts, system), *rewritten(parts[::-1], system)])
+    assert encoder.exact_shortcut
+
+
+@pytest.mark.parametrize("make", [dialogue, rewritten])
+def test_what_a_conversation_shares_is_encoded_about_once(make, monkeypatch):
+    """Twenty turns, each of which holds all before it: by far not twenty texts to encode."""
+    encoder = encoder_of("gpt_neox_20b")
+    encoder.exact_shortcut = True
+    pairs = make([(f"question {i} " * 9, f"answer {i} " * 9, "<|im_end|>") for i in range(20)])[:20]
+    encoded, inner = [], encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda found: encoded.extend(found) or inner(found))
+    encoder.encode_turns(pairs)
+    whole = len(pairs[-1].prompt + pairs[-1].completion)
+    assert whole < sum(map(len, encoded)) < (1.5 if make is dialogue else 3) * whole
+    assert sum(len(pair.prompt + pair.completion) for pair in pairs) > 9 * whole
+
+
+@pytest.mark.parametrize(
+    "longer", [AddedToken("x<|a|>y", normalized=False), AddedToken("x<|a|>", single_word=True)]
+)
+def test_a_cut_inside_a_longer_one_is_shared_only_by_what_begins_alike(longer, monkeypatch):
+    tokenizer = make_tokenizer("bytes", "<|im_start|><|im_end|>", eos_token="</s>")
+    tokenizer.add_tokens([AddedToken("<|a|>", normalized=False), longer])
+    made = Encoder(tokenizer)
+    assert made._has_inner_cuts
+    assert not Encoder(make_tokenizer("bytes", "<|im_start|><|im_end|>", eos_token="</s>"))._has_inner_cuts
+    begin = "<|im_start|>" + "b" * 40 + " x<|a|>"
+    pairs = [Pair(begin + "y ", "c"), Pair(begin + " ", "d"), Pair(begin + "z", "e" * 9)]
+    monkeypatch.setattr(tokens, "_CHECKED", 10**9)
+    assert_same(made, pairs)
+    made._has_inner_cuts = False
+    wholes = [whole(made, pair.prompt + pair.completion) for pair in pairs]
+    found = made._encode_nested([(pair.prompt, pair.prompt + pair.completion) for pair in pairs])
+    assert [ids.tolist() for _, ids in found] != wholes  # and this is why
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(prompt=texts, completion=texts)
@@ -167,10 +222,10 @@ def test_the_continuation_is_used_and_needed():
 
 def test_a_cut_that_no_tokens_have_is_left_out(monkeypatch):
     encoder = encoder_of("gpt2")
-    monkeypatch.setattr(Encoder, "_continuation", lambda self, text: None)
+    monkeypatch.setattr(Encoder, "_continuations", lambda self, texts: [None] * len(texts))
     ((_, found),) = encoder.encode_turns([Pair("hel", "lo")])
     assert found == "its tokens cannot be cut between prompt and reply"
-    monkeypatch.setattr(Encoder, "_continuation", lambda self, text: self.encode([" " + text])[0])
+    monkeypatch.setattr(Encoder, "_continuations", lambda self, texts: self.encode([" " + t for t in texts]))
     ((_, found),) = encoder.encode_turns([Pair("hel", "lo")])  # a dummy prefix is seen
     assert found == "its tokens cannot be cut between prompt and reply"
 

@@ -566,3 +566,30 @@ def test_twenty_replies_are_encoded_once(chatml, monkeypatch):
         return sum(seen)
 
     assert work(40) < 2.3 * work(20)
+
+
+def test_a_reply_in_the_words_of_its_thought_is_not_taken_for_it():
+    made = made_for(named("deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja"), reasoning=1.0)
+    (turn,) = turns_of(made, talk(user("q"), reply("yes", reasoning="yes")))
+    assert texts(made, turn)[1] == "yes\n</think>\n\nyes<｜end▁of▁sentence｜>"
+
+
+def test_a_history_that_is_written_anew_behind_the_reply():
+    """Harmony drops what was thought and said beside a call once a final answer follows; a server still sends it."""
+    made = made_for(named("trl/gptoss.jinja"))
+    row = CONVERSATIONS["tools"]
+    for beside in ({"reasoning": "I add them."}, {"content": "I will add them."}):
+        asked, call, result, answer = row.messages
+        told = replace(row, messages=(asked, replace(call, **beside), result, answer))
+        second = turns_of(made, told)[1]
+        assert second.case == "rerendered"
+        prompt, completion = texts(made, second)
+        assert next(iter(beside.values())) in prompt
+        assert completion == "<|channel|>final<|message|>It is 3.<|return|>"
+        assert_sound(second, told, made)
+
+
+def test_a_thought_that_the_reply_repeats_is_still_missed():
+    made = made_for(named("axolotl/llama3.jinja"))
+    (item,) = outcomes(made, talk(user("2 + 2?"), reply("4, of course.", reasoning="4")))
+    assert item.reason == "the template drops the reply's reasoning"

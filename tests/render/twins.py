@@ -21,7 +21,46 @@ from render.cells import conversations, reasoned, rendering_for, turns_of
 from render.corpus import TEMPLATES, template_source
 from render.oracle import as_openai, openai_tools
 
-ARGUMENTS: dict[str, str] = {}
+# shape of a difference, or our reason → why we do otherwise
+ARGUMENTS: dict[str, str] = {
+    "…[+↵+]": "the newline behind the stop: a server has stopped by then, so the model never produces it; it is the "
+    "template's, and part of the next prompt",
+    "…[+↵<|endoftext|>+]": "what the template writes behind the last message's stop: the server stops at `<|end|>`, "
+    "and in an earlier reply the token does not stand there at all",
+    "[+↵+]…[+↵+]": "the newline behind `<|im_start|>assistant` is in the prompt that a server feeds; the one behind "
+    "the stop is never produced",
+    "…[+ +]": "a space behind the stop, which is never produced",
+    "[+<|start|>assistant+]…": "the header of the reply is in the prompt that a server feeds",
+    "[+<|start|>assistant+]…[-<|return|>-][+<|end|>+]": "the header is in the prompt; and a final reply is ended by "
+    "`<|return|>`, at which a server stops: TRL sees it as history, where the template writes `<|end|>`, and so "
+    "trains `<|return|>` in the last reply alone",
+    "[-<|channel|>analysis<|message|>THOUGHT<|end|>-]…[-<|return|>-][+<|end|>+]": "a thought of an earlier reply, "
+    "which the template drops from the history: TRL never trains it; we train each reply as the last one, where it "
+    "is shown (TRL's `<|start|>assistant` is then taken from the thought's header). `<|return|>` as above",
+    "[-<|channel|>analysis<|message|>TEXT<|end|>-]…": "the text beside a call, which the template writes as a thought "
+    "and drops from the history: as above",
+    "[-<|channel|>analysis<|message|>THOUGHT<|end|>-]…": "the thought before a call, dropped from the "
+    "history: as above",
+    "[-THOUGHT↵</think>↵↵-][+<｜Assistant｜>+]…": "`<｜Assistant｜>` is in the prompt, and so is the `<think>` "
+    "behind it, which TRL's rendering of the whole lacks: it trains replies without the thought that a "
+    "server's prompt opens",
+    "[-THOUGHT↵</think>-][+<｜Assistant｜>+]…": "the same, of a thought in tags as the row sets them",
+    "[+<｜tool▁outputs▁end｜>+]…": "the end of the tool's results is in the prompt: TRL trains the model to write it",
+    "the prompt opens a thought and the row has no reasoning": "a server's prompt ends in `<think>`; TRL trains the "
+    "reply behind a prompt that no server feeds",
+    "an opening reply answers nothing: context only": "no server asks for it",
+    "no user message before it: context only": "no server asks for it",
+    "its weight is 0: context only": "the row asks for it; TRL's mask knows no weights",
+    "control tokens in its text": "a text that forges the end of a message; `control_tokens: keep` trains it",
+    "the template has no place for tools": "the reply calls a function that the prompt does not show",
+    "the template drops the reply's reasoning": "TRL trains the reply without its thought, in silence; "
+    "`unfaithful: keep` does",
+    "the template drops the reply's tool calls": "TRL trains an empty reply, or the first call of several, in silence",
+    "the template drops or changes a tool message": "the reply's context lacks the result that it answers",
+    "the template changes the reply's text": "TRL trains a text that the row does not hold",
+    "the prompt is not the beginning of the conversation": "the rendering with the reply shows another history than a "
+    "server's prompt",
+}
 
 PAIRS = [
     (path, twin)

@@ -7,13 +7,15 @@ the messages' texts in the rendering (`spans`). A mask that were off would show.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from imprint.data.conversation import Conversation
+from imprint.render.preview import visible
 from imprint.render.spans import TEMPLATE, TOOLS, Span, attribute, token_offsets, token_spans
 from imprint.render.tokens import Encoder
 from imprint.render.turns import Turn
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 REPLY, EARLIER, UNKNOWN = "the reply", "earlier replies", "not attributed"
 KINDS = ("system", "user", "tool results", "tool definitions", EARLIER, REPLY, TEMPLATE, UNKNOWN)
+_MOST_WRITTEN = 8
 _NAMES = {"tool": "tool results", TOOLS: "tool definitions"}
 HOW = (
     "The context of a conversation is counted once, as its last turn has it; trained tokens and "
@@ -68,12 +71,17 @@ class Share:
 
 @dataclass(slots=True)
 class FileAccount:
-    """What one file gives. `missing` counts the parts of messages that were not found in a rendering."""
+    """What one file gives.
+
+    `missing` counts the parts of replies that were not found in a conversation's last rendering,
+    `lost` those of what others said: where there are any, the account is not the whole proof.
+    """
 
     conversations: int = 0
     turns: int = 0
     longest: int = 0  # tokens of the longest turn
     missing: int = 0
+    lost: int = 0
     kinds: dict[str, Share] = field(default_factory=dict)
 
     @property
@@ -82,6 +90,23 @@ class FileAccount:
         return Share(
             sum(s.context for s in shares), sum(s.trained for s in shares), sum(s.stop for s in shares)
         )
+
+    def notes(self) -> list[str]:
+        """What the account could not place."""
+        notes = []
+        if self.missing:
+            notes.append(
+                f"{self.missing:,} parts of replies (earlier thoughts, most often) are not in the rendering of "
+                "their conversation's last turn: the template drops or rewrites them"
+            )
+        if self.lost:
+            notes.append(
+                f"{self.lost:,} parts of what users, systems or tools said were not found in the rendering: "
+                "the template rewrites them, and they are counted as the template's"
+            )
+        if UNKNOWN in self.kinds:
+            notes.append("the tokens of some turns do not fit their text: whose they are is not known")
+        return notes
 
     def rows(self) -> list[tuple[str, Share]]:
         """The kinds that occur, in a fixed order."""
@@ -130,11 +155,15 @@ def _read_off(turn: Turn, text: str, holder: tuple[Turn, Owned]) -> Owned | None
 
 
 class Account:
-    """The account of all files: add each conversation once. `cases` counts turns by DESIGN.md's cases."""
+    """The account of all files: add each conversation once.
+
+    `cases` counts turns by DESIGN.md's cases, `written` what the template wrote and is trained.
+    """
 
     def __init__(self, stop_ids: Sequence[int]):
         self.stop_ids = frozenset(stop_ids)
         self.cases: Counter[str] = Counter()
+        self.written: Counter[str] = Counter()
         self.files: dict[str, FileAccount] = {}
 
     def add(self, conversation: Conversation, turns: Sequence[Turn], owned: Sequence[Owned]) -> None:
@@ -144,7 +173,9 @@ class Account:
         account.turns += len(turns)
         self.cases.update(turn.case for turn in turns)
         account.longest = max(account.longest, *map(len, turns))
-        account.missing += sum(span.missing for span in owned[-1].spans)
+        absent = [span.role for span in owned[-1].spans if span.missing]
+        account.missing += absent.count("assistant")
+        account.lost += len(absent) - absent.count("assistant")
         for turn, known in zip(turns, owned, strict=True):
             weight = np.concatenate((np.zeros(len(turn.prompt), np.float32), turn.weight))
             last = turn is turns[-1]
@@ -155,6 +186,20 @@ class Account:
                 share.trained += trained
                 share.context += int(mine.sum()) - trained if last else 0
                 share.stop += int(stops and bool(mine[-1]))
+            self.written.update(_written(turn, known))
+
+    def most_written(self) -> list[tuple[str, int]]:
+        """What the template wrote and is trained, the commonest first."""
+        found = [
+            (visible(text).replace("\n", ""), count)
+            for text, count in self.written.most_common(_MOST_WRITTEN)
+        ]
+        more = len(self.written) - len(found)
+        return (
+            [*found, (f"{more:,} others", sum(self.written.values()) - sum(c for _, c in found))]
+            if more
+            else found
+        )
 
     def tables(self) -> Group:
         """The account, at most 80 columns wide: a table for each file."""
@@ -178,9 +223,13 @@ class Account:
             parts += [
                 Text.assemble((file, "bold cyan"), f"  {_counts(account)}"),
                 table,
-                Text(_missing(account), "yellow") if account.missing else Text(),
+                *(Text(note, "yellow") for note in account.notes()),
+                Text(),
             ]
         parts.append(Text(HOW, "dim"))
+        if self.written:
+            told = ", ".join(f"{text} × {count:,}" for text, count in self.most_written())
+            parts.append(Text.assemble(("What of the template is trained: ", "bold"), told))
         for case, count in self.cases.most_common():
             told = CASES.get(case, "")
             parts.append(
@@ -198,11 +247,16 @@ def _counts(account: FileAccount) -> str:
     return f"{conversations}, {turns}, the longest of {account.longest:,} tokens"
 
 
-def _missing(account: FileAccount) -> str:
-    return (
-        f"{account.missing:,} parts of messages (earlier thoughts, most often) are not in the rendering of "
-        "their conversation's last turn: the template drops or rewrites them"
-    )
+def _written(turn: Turn, known: Owned) -> Iterator[str]:
+    """The texts among the trained tokens that are the template's."""
+    if known.owners is None or known.offsets is None:
+        return
+    first = len(turn.prompt)
+    trained = [i for i in range(first, len(turn)) if turn.weight[i - first]]
+    for owner, run in groupby(trained, key=known.owners.__getitem__):
+        if known.spans[owner].role == TEMPLATE:
+            tokens = list(run)
+            yield known.text[known.offsets[tokens[0]][0] : known.offsets[tokens[-1]][1]]
 
 
 def _by_kind(turn: Turn, known: Owned) -> list[tuple[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]]:

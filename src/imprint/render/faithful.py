@@ -23,7 +23,9 @@ def reply_fault(completion: str, message: Message) -> Fault | None:
     reasoning, answer = message.thought
     if answer.strip() not in completion:
         return Fault("the template changes the reply's text", f"{completion[-80:]!r}")
-    if reasoning and reasoning.strip() not in completion:
+    # before the answer: the answer may hold the words of the thought ("4", "Yes")
+    thought = completion.rpartition(answer.strip())[0] if answer.strip() else completion
+    if reasoning and reasoning.strip() not in thought:
         return Fault("the template drops the reply's reasoning", f"{completion[:80]!r}")
     names = [call.get("function", call).get("name", "") for call in message.tool_calls]
     for call in message.tool_calls:

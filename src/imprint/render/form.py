@@ -68,9 +68,10 @@ def as_template_inputs(messages: Sequence[Message], form: Form) -> list[dict[str
     return out
 
 
-def without_reasoning(item: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as a template takes it, without its reasoning."""
-    return {key: value for key, value in item.items() if key not in _REASONING_KEYS}
+def without_thoughts(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as a template takes it, without its reasoning and without the text beside its calls."""
+    bare = {key: value for key, value in item.items() if key not in _REASONING_KEYS}
+    return bare | {"content": ""} if "tool_calls" in bare else bare
 
 
 def as_tools(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

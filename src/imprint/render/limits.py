@@ -6,8 +6,7 @@ import ctypes
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,15 +98,21 @@ class Pieces(list[str]):
 
     def append(self, piece: str) -> None:
         self.size += len(piece) + 1
-        check_size(self.size)
+        if self.size > CHARACTERS:
+            check_size(self.size)
         super().append(piece)
 
     def extend(self, pieces: Iterable[str]) -> None:
+        add, size = super().append, self.size
         for piece in pieces:
-            self.append(piece)
+            size += len(piece) + 1
+            if size > CHARACTERS:
+                check_size(size)
+            add(piece)
+        self.size = size
 
 
-@dataclass
+@dataclass(slots=True)
 class _Watched:
     """A rendering that goes on: when it must end, and the process's memory when it was first seen."""
 
@@ -139,19 +144,19 @@ class _Watchdog:
         self.watched: dict[int, _Watched] = {}
         self.thread: threading.Thread | None = None
 
-    @contextmanager
-    def limit(self) -> Iterator[None]:
+    def limit(self) -> _Watchdog:
         """Raises LimitExceeded inside the block once it runs for SECONDS or takes too much MEMORY."""
-        me = threading.get_ident()
+        return self
+
+    def __enter__(self) -> None:
         if self.thread is None or not self.thread.is_alive():
             self.thread = threading.Thread(target=self._watch, name="template-watchdog", daemon=True)
             self.thread.start()
-        self.watched[me] = _Watched(time.monotonic() + SECONDS)
-        try:
-            yield
-        finally:
-            with self.lock:  # after this, no exception can be on its way to this thread
-                self.watched.pop(me, None)
+        self.watched[threading.get_ident()] = _Watched(time.monotonic() + SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:  # after this, no exception can be on its way to this thread
+            self.watched.pop(threading.get_ident(), None)
 
     def _watch(self) -> None:
         while True:

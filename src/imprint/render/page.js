@@ -6,7 +6,7 @@
   const HITS = 5000; // matches that are walked through
   const CHUNK = 40; // left-out rows drawn at once
   const FIRST = 4000; // tokens that are drawn at once, so that the page is never seen empty
-  let hits = [], at = -1, byTurn = new Map(); // matches: a turn, a side and its pieces [first, behind)
+  let hits = [], more = false, at = -1, byTurn = new Map(); // matches: a turn, a side and its pieces [first, behind)
 
   // ---- texts, made visible; everything goes into the page as text, never as markup
   const odd = /[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}|\ufffd/gu;
@@ -133,10 +133,10 @@
       list.append(entry);
     }
     if (drawnOuts < chosenOuts.length) {
-      const more = make("button", "more", "show " + (chosenOuts.length - drawnOuts).toLocaleString("en") + " more");
-      more.type = "button";
-      more.addEventListener("click", () => drawOuts(1000));
-      list.append(more);
+      const button = make("button", "more", "show " + (chosenOuts.length - drawnOuts).toLocaleString("en") + " more");
+      button.type = "button";
+      button.addEventListener("click", () => drawOuts(1000));
+      list.append(button);
     }
   };
 
@@ -203,10 +203,11 @@
   };
   const search = () => {
     const wanted = $("query").value, kind = $("kind").value;
-    hits = []; at = -1; byTurn = new Map();
+    hits = []; more = false; at = -1; byTurn = new Map();
     if (wanted.trim() || (kind === "text" && wanted)) {
       data.turns.forEach((turn, i) => {
-        if (articles[i].hidden || hits.length >= HITS) return;
+        if (articles[i].hidden) return;
+        if (hits.length >= HITS) { more = true; return; }
         const found = kind === "source"
           ? turn.place.toLowerCase().includes(wanted.toLowerCase()) ? [{ turn: i }] : []
           : turn.sides.flatMap((side, number) => matchesOf(side, kind, kind === "text" ? wanted : wanted.trim())
@@ -220,7 +221,7 @@
   };
   const tell = () => {
     if (!$("query").value) { $("told").textContent = ""; return; }
-    const all = (hits.length >= HITS ? "more than " : "") + hits.length.toLocaleString("en");
+    const all = (more ? "the first " : "") + hits.length.toLocaleString("en");
     $("told").textContent = !hits.length ? "no match"
       : (at < 0 ? "" : (at + 1).toLocaleString("en") + " of ") + all + (hits.length === 1 ? " match" : " matches")
         + " in " + count(byTurn.size, "turn");

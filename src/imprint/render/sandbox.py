@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
@@ -17,10 +18,12 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from imprint.render.limits import (
+    CHARACTERS,
     LimitExceeded,
     Pieces,
     check_format,
@@ -36,6 +39,14 @@ from imprint.render.limits import (
 WITHOUT = ("random", "urlize", "xmlattr", "pprint", "wordwrap", "forceescape")
 _UNSAFE = frozenset({"format_map", "translate", "expandtabs", "encode", "to_bytes"})
 
+# Nearly all that templates read: what needs no look at the value, since the type alone says that it is safe
+_OF_DICT = frozenset(name for kind in dict.__mro__ for name in vars(kind))
+_OF_STR = frozenset(name for name in vars(str) if not name.startswith("_")) - _UNSAFE - {"format"}
+_OF_LOOP = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length", "depth"})
+_PLAIN = frozenset({int, bool, str, list, dict})
+_NOTHING = object()
+_held = object.__getattribute__
+
 
 class _LimitedCode(CodeGenerator):
     """Compiles concatenations and buffers to those of the sandbox, whose length is checked."""
@@ -47,6 +58,13 @@ class _LimitedCode(CodeGenerator):
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
+        self.write(")")
+
+    def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        self.write("environment.plus(")
+        self.visit(node.left, frame)
+        self.write(", ")
+        self.visit(node.right, frame)
         self.write(")")
 
     def buffer(self, frame: Frame) -> None:
@@ -75,11 +93,23 @@ class _Namespace(Namespace):
         values = dict(*args, **kwargs)
         for name in values:
             _refuse_private(name)
-        super().__init__(values)
+        object.__setattr__(self, "_values", values)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            return _held(self, name)
+        values = _held(self, "_values")
+        if name not in values:
+            raise AttributeError(name)
+        return values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
+        if type(name) is not str or name.startswith("_"):
+            _refuse_private(name)
+        _held(self, "_values")[name] = value
+
+    def __repr__(self) -> str:
+        return f"<Namespace {_held(self, '_values')!r}>"
 
 
 class _Dict:
@@ -126,15 +156,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def tilde(self, *parts: Any) -> str:
         """What `a ~ b` compiles to."""
-        texts = [str(_measured(part)) for part in parts]
+        texts = [part if type(part) is str else str(_measured(part)) for part in parts]
         check_join("", texts)
         return "".join(texts)
 
+    def plus(self, left: Any, right: Any) -> Any:
+        """What `a + b` compiles to."""
+        if type(left) is str and type(right) is str:
+            if len(left) + len(right) > CHARACTERS:
+                check_size(len(left) + len(right))
+        elif hasattr(left, "__len__") and hasattr(right, "__len__"):
+            check_size(len(left) + len(right))
+        return left + right
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
-            if hasattr(left, "__len__") and hasattr(right, "__len__"):
-                check_size(len(left) + len(right))
-            return left + right
+            return self.plus(left, right)
         if operator == "*":
             check_product(left, right)
         elif operator == "**":
@@ -142,6 +179,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             check_format(left, "%", right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICT:
+            value = obj.get(attribute, _NOTHING)
+            return self.undefined(obj=obj, name=attribute) if value is _NOTHING else value
+        if (kind is str and attribute in _OF_STR) or (kind is LoopContext and attribute in _OF_LOOP):
+            return getattr(obj, attribute)
+        if kind is _Namespace and not attribute.startswith("_"):
+            value = _held(obj, "_values").get(attribute)
+            if type(value) in _PLAIN:
+                return value
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if type(obj) is dict and type(argument) is str and argument not in _OF_DICT:
+            value = obj.get(argument, _NOTHING)
+            return self.undefined(obj=obj, name=argument) if value is _NOTHING else value
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in _UNSAFE and super().is_safe_attribute(obj, attr, value)
@@ -164,6 +220,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 args = (list(args[0]),)
             given = {key: value for key, value in kwargs.items() if not key.startswith("_")}
             check(obj.__self__, *args, **given)  # inside loops, Jinja adds _loop_vars of its own
+        if type(obj) is BuiltinMethodType and type(obj.__self__) is str:  # as Jinja does in the end
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return obj(*args, **kwargs)
         return super().call(context, obj, *args, **kwargs)
 
 

@@ -92,16 +92,22 @@ def _finish_thought(thought: Thought, completion: str, message: Message) -> str:
     reasoning, answer = message.thought
     if not reasoning:
         raise Refused("the prompt opens a thought and the row has no reasoning", repr(thought.opening))
-    if completion.lstrip().startswith(reasoning.strip()):
+    if _begins_with_thought(completion, reasoning, thought.closing):
         return completion  # the template's own rendering, white space and all
     reply = completion.lstrip().removeprefix(thought.opening).lstrip()
-    if reply.startswith(reasoning.strip()):
+    if _begins_with_thought(reply, reasoning, thought.closing):
         return reply
     reply = reply.removeprefix(thought.closing).lstrip()
     if message.reasoning is None:  # the thought stood in tags, which a template may render as text
         reply = reply.removeprefix(message.content.removesuffix(answer).strip()).lstrip()
     newline = "\n" if "\n" in thought.gap else ""
     return f"{reasoning.strip()}{newline}{thought.closing}{newline * 2}{reply}"
+
+
+def _begins_with_thought(completion: str, reasoning: str, closing: str) -> bool:
+    """Whether the reasoning stands there as a thought: a reply may begin with the same words."""
+    text = completion.lstrip()
+    return text.startswith(reasoning.strip()) and text[len(reasoning.strip()) :].lstrip().startswith(closing)
 
 
 def graft(prompt: str, bare_prompt: str, bare_full: str) -> str | None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -34,6 +35,42 @@ class PromptAndCompletion(Protocol):
     def completion(self) -> str: ...
 
 
+@dataclass(slots=True)
+class _Known:
+    """A text, its ids, and its cuts: where they end in the text, and their indices among the ids."""
+
+    text: str
+    ids: Ids
+    ends: list[int]
+    where: list[int]
+
+    def common_cuts(self, text: str) -> int:
+        """The number of cuts up to which this text and another are the same."""
+        high = bisect_right(self.ends, len(text))
+        if not high or text.startswith(self.text[: self.ends[high - 1]]):
+            return high
+        return bisect_left(range(high), True, key=lambda i: not text.startswith(self.text[: self.ends[i]]))
+
+    def extended(
+        self,
+        text: str,
+        count: int,
+        tail: Ids | None = None,
+        ends: Sequence[int] = (),
+        where: Sequence[int] = (),
+    ) -> _Known:
+        """`text`, the same up to the last of `count` cuts; `tail`: ids from that cut on, with their own cuts."""
+        at = self.where[count - 1]
+        ids = self.ids[: at + 1] if tail is None else np.concatenate((self.ids[:at], tail))
+        first = self.ends[count - 1] - ends[0] if ends else 0  # where the tail begins in the text
+        return _Known(
+            text,
+            ids,
+            self.ends[:count] + [first + end for end in ends[1:]],
+            self.where[:count] + [at + i for i in where[1:]],
+        )
+
+
 class Encoder:
     """A tokenizer as training sees it: no special token is ever added to a text."""
 
@@ -51,6 +88,10 @@ class Encoder:
         self.control = _any_of(text for text in control if not text.isspace())
         cuts = {i: token.content for i, token in added.items() if not token.normalized}
         self.cuts = _any_of(cuts.values())
+        # a cut that stands inside a longer one: only what follows says which of them it is
+        self._has_inner_cuts = any(
+            self.cuts.search(added[i].content[1 : None if added[i].single_word else -1]) for i in cuts
+        )
         size = max([len(self.tokenizer), *(i + 1 for i in added)])
         self.is_cut = np.zeros(size, dtype=bool)
         self.is_cut[list(cuts)] = True
@@ -77,7 +118,9 @@ class Encoder:
     def decode(self, ids: Ids | Sequence[int]) -> str:
         return str(
             self.tokenizer.decode(
-                [int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+                np.asarray(ids, dtype=np.int32),  # of a list, transformers looks at every number
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
             )
         )
 
@@ -85,33 +128,48 @@ class Encoder:
         """(prompt ids, completion ids) of each turn; a reason in place of the completion where there is none."""
         wholes = self._encode_nested([(turn.prompt, turn.prompt + turn.completion) for turn in turns])
         if self.exact_shortcut:
-            checked = range(0, len(turns), _CHECKED)
-            texts = [turns[i].prompt for i in checked] + [
-                turns[i].prompt + turns[i].completion for i in checked
-            ]
-            ours = [wholes[i][0] for i in checked] + [wholes[i][1] for i in checked]
+            texts, ours = [], []
+            # a prompt or a whole in turn: texts of long conversations cost more to check than to encode
+            for number, i in enumerate(range(0, len(turns), _CHECKED)):
+                for side, text in enumerate((turns[i].prompt, turns[i].prompt + turns[i].completion)):
+                    if not number or side == number % 2:
+                        texts.append(text)
+                        ours.append(wholes[i][side])
             if not all(np.array_equal(a, b) for a, b in zip(self.encode(texts), ours, strict=True)):
                 self.exact_shortcut = False
         if not self.exact_shortcut:
             prompts = self.encode([turn.prompt for turn in turns])
             full = self.encode([turn.prompt + turn.completion for turn in turns])
             wholes = list(zip(prompts, full, strict=True))
-        return [
-            self._completion(turn, prompt, whole) for turn, (prompt, whole) in zip(turns, wholes, strict=True)
+        continued = [
+            i
+            for i, (prompt, whole) in enumerate(wholes)
+            if len(whole) <= len(prompt) or not np.array_equal(whole[: len(prompt)], prompt)
         ]
+        behind = dict(
+            zip(continued, self._continuations([turns[i].completion for i in continued]), strict=True)
+        )
+        out: list[tuple[Ids, Ids | str]] = []
+        for i, (turn, (prompt, whole)) in enumerate(zip(turns, wholes, strict=True)):
+            completion = behind[i] if i in behind else whole[len(prompt) :]
+            if i not in behind:
+                prompt = whole[: len(prompt)]  # one array in memory, not two
+            if completion is None or (i in behind and not self._same_text(prompt, completion, whole)):
+                out.append((prompt, "its tokens cannot be cut between prompt and reply"))
+            elif self._loses(turn.completion, completion):
+                out.append((prompt, "the tokenizer cannot write all of the reply's text"))
+            else:
+                out.append((prompt, completion))
+        return out
 
-    def _completion(self, turn: PromptAndCompletion, prompt: Ids, whole: Ids) -> tuple[Ids, Ids | str]:
-        size = len(prompt)
-        if len(whole) > size and np.array_equal(whole[:size], prompt):
-            if self._loses(turn.completion, whole[size:]):
-                return prompt, "the tokenizer cannot write all of the reply's text"
-            return whole[:size], whole[size:]
-        completion = self._continuation(turn.completion)
-        if completion is None or self.decode(np.concatenate((prompt, completion))) != self.decode(whole):
-            return prompt, "its tokens cannot be cut between prompt and reply"
-        if self._loses(turn.completion, completion):
-            return prompt, "the tokenizer cannot write all of the reply's text"
-        return prompt, completion
+    def _same_text(self, prompt: Ids, completion: Ids, whole: Ids) -> bool:
+        """Whether prompt and completion decode to what the whole decodes to."""
+        ours = np.concatenate((prompt, completion))
+        size = min(len(ours), len(whole))
+        same = int(np.argmin(np.append(ours[:size] == whole[:size], False)))
+        cuts = np.flatnonzero(self.is_cut[ours[:same]])  # behind one, what is the same need not be decoded
+        first = int(cuts[-1]) if len(cuts) else 0
+        return self.decode(ours[first:]) == self.decode(whole[first:])
 
     def _is_lossless(self) -> bool:
         """Whether every text comes back as it was: tried with characters that use every byte of UTF-8."""
@@ -124,68 +182,95 @@ class Encoder:
         """Whether these ids miss characters of their text; a normaliser's changes are no loss."""
         return not self.lossless and _normal(self.decode(ids)) != _normal(text)
 
-    def _continuation(self, text: str) -> Ids | None:
-        """The ids of a text that stands behind another: no dummy prefix, no special token."""
+    def _continuations(self, texts: Sequence[str]) -> list[Ids | None]:
+        """The ids of texts that stand behind others: no dummy prefix, no special token."""
+        out: list[Ids | None] = [None] * len(texts)
+        missing = list(range(len(texts)))
         for anchor in ("\n", "a", self.eos or "\n"):
-            before, both = self.encode([anchor, anchor + text])
-            if len(both) > len(before) and np.array_equal(both[: len(before)], before):
-                return both[len(before) :]
-        return None
+            if not missing:
+                break
+            before, *both = self.encode([anchor, *(anchor + texts[i] for i in missing)])
+            for i, ids in zip(missing, both, strict=True):
+                if len(ids) > len(before) and np.array_equal(ids[: len(before)], before):
+                    out[i] = ids[len(before) :]
+            missing = [i for i in missing if out[i] is None]
+        return out
 
     def _encode_nested(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
-        """Ids of each (prefix, whole) pair of texts; wholes that lie in a later whole are not encoded again."""
-        containers: list[str] = []
+        """Ids of each (prefix, whole) pair of texts; what a whole shares with a later one is encoded once.
+
+        Three rounds: the wholes that share little with a later one, then what is new in the
+        others, then what of each prefix stands behind its last cut.
+        """
         owner = [0] * len(pairs)
+        containers: list[str] = []
         for i in range(len(pairs) - 1, -1, -1):
             whole = pairs[i][1]
-            if not (containers and containers[-1].startswith(whole) and self._ends_at_cut(whole)):
+            if not (containers and self._is_close(whole, containers[-1])):
                 containers.append(whole)
             owner[i] = len(containers) - 1
-        encoded = self.encode(containers)
-        marks = [self._marks(text, ids) for text, ids in zip(containers, encoded, strict=True)]
-        wanted: dict[str, int] = {}  # texts still to encode → their number
-        waiting: list[tuple[int, int, Ids, str]] = []
-        nothing = np.empty(0, np.int32)
-        out = [[nothing, nothing] for _ in pairs]
-        for i, pair in enumerate(pairs):
-            text, ids, (ends, where) = containers[owner[i]], encoded[owner[i]], marks[owner[i]]
-            for side, prefix in enumerate(pair):
-                count = bisect_right(ends, len(prefix))
-                if len(prefix) == len(text):
-                    out[i][side] = ids
-                    continue
-                head = ids[: where[count - 1] + 1] if count else ids[:0]
-                tail = prefix[ends[count - 1] :] if count else prefix
-                if not tail:
-                    out[i][side] = head
-                    continue
-                tail = (self.added[int(head[-1])] if count else "") + tail
-                known = self._tails.get(tail) if count else None
-                if known is not None:
-                    out[i][side] = np.concatenate((head[:-1], known))
-                else:
-                    wanted.setdefault(tail, len(wanted))
-                    waiting.append((i, side, head, tail))
-        found = self.encode(list(wanted))
-        for i, side, head, tail in waiting:
-            ids = found[wanted[tail]]
-            if len(head) and (not len(ids) or ids[0] != head[-1]):  # the token reads otherwise up front
-                out[i][side] = self.encode([pairs[i][side]])[0]
-                continue
-            if len(head) and len(tail) <= _CACHED_TAIL and len(self._tails) < _MOST_TAILS:
-                self._tails[tail] = ids
-            out[i][side] = np.concatenate((head[:-1], ids))
-        return [(prefix, whole) for prefix, whole in out]
+        known = [
+            _Known(text, ids, *self._marks(text, ids))
+            for text, ids in zip(containers, self.encode(containers), strict=True)
+        ]
+        wholes = self._extend([(whole, known[owner[i]]) for i, (_, whole) in enumerate(pairs)])
+        prefixes = self._extend([(prefix, wholes[i]) for i, (prefix, _) in enumerate(pairs)])
+        return [(prefix.ids, whole.ids) for prefix, whole in zip(prefixes, wholes, strict=True)]
 
-    def _ends_at_cut(self, text: str) -> bool:
-        end = text[-_CACHED_TAIL:]
-        return any(match.end() == len(end) for match in self.cuts.finditer(end))
+    def _is_close(self, text: str, container: str) -> bool:
+        """Whether most of a text is the beginning of the container too."""
+        if self._has_inner_cuts:
+            return container.startswith(text)
+        return text.startswith(container[: len(text) // 2])
+
+    def _extend(self, wanted: Sequence[tuple[str, _Known]]) -> list[_Known]:
+        """Each text, of which a beginning is known from another: only what stands behind the last common cut is new."""
+        out: list[_Known | None] = [None] * len(wanted)
+        new: dict[str, int] = {}  # texts to encode → their number
+        waiting: list[tuple[int, int, str]] = []
+        for i, (text, near) in enumerate(wanted):
+            if text == near.text:
+                out[i] = near
+                continue
+            count = near.common_cuts(text)
+            if not count:
+                tail = text
+            elif near.ends[count - 1] == len(text):
+                out[i] = near.extended(text, count)
+                continue
+            else:
+                tail = self.added[int(near.ids[near.where[count - 1]])] + text[near.ends[count - 1] :]
+                found = self._tails.get(tail)
+                if found is not None:
+                    out[i] = near.extended(text, count, found)
+                    continue
+            new.setdefault(tail, len(new))
+            waiting.append((i, count, tail))
+        encoded = self.encode(list(new))
+        again: list[int] = []
+        for i, count, tail in waiting:
+            text, near = wanted[i]
+            ids = encoded[new[tail]]
+            if not count:
+                out[i] = _Known(text, ids, *self._marks(text, ids))
+                continue
+            if not len(ids) or ids[0] != near.ids[near.where[count - 1]]:  # it reads otherwise up front
+                again.append(i)
+                continue
+            if len(tail) <= _CACHED_TAIL and len(self._tails) < _MOST_TAILS:
+                self._tails[tail] = ids
+            out[i] = near.extended(text, count, ids, *self._marks(tail, ids))
+        for i, ids in zip(again, self.encode([wanted[i][0] for i in again]), strict=True):
+            out[i] = _Known(wanted[i][0], ids, *self._marks(wanted[i][0], ids))
+        return [found for found in out if found is not None]
 
     def _marks(self, text: str, ids: Ids) -> tuple[list[int], list[int]]:
         """Where cuts end in the text, and their indices among the ids; none where the two disagree."""
-        ends = [match.end() for match in self.cuts.finditer(text)]
-        where = np.flatnonzero(self.is_cut[ids]).tolist()
-        return (ends, where) if len(ends) == len(where) else ([], [])
+        found = list(self.cuts.finditer(text))
+        where = np.flatnonzero(self.is_cut[ids])
+        if [match.group() for match in found] != [self.added[i] for i in ids[where].tolist()]:
+            return [], []
+        return [match.end() for match in found], where.tolist()
 
 
 def _normal(text: str) -> str:

@@ -18,7 +18,7 @@ from imprint.data.conversation import Conversation, Place
 from imprint.errors import DataError
 from imprint.render.control import escape_control, find_control
 from imprint.render.faithful import Fault, context_fault, reply_fault
-from imprint.render.form import without_reasoning
+from imprint.render.form import without_thoughts
 from imprint.render.split import graft, split_reply
 from imprint.render.template import Refused, Template
 from imprint.render.tokens import Encoder
@@ -159,9 +159,10 @@ def _split(
     try:
         return split_reply(prompt, full, message, template, encoder)
     except Refused:
-        if full.startswith(prompt) or not any(m.reasoning for m in conversation.messages[:reply]):
+        earlier = conversation.messages[:reply]
+        if full.startswith(prompt) or not any(m.reasoning or m.tool_calls for m in earlier):
             raise
-        bare = [without_reasoning(item) for item in inputs[:-1]]
+        bare = [without_thoughts(item) for item in inputs[:-1]]
         bare_prompt = template.render(bare, tools, add_generation_prompt=True)
         full_again = graft(prompt, bare_prompt, template.render([*bare, inputs[-1]], tools))
         if full_again is None:
@@ -221,7 +222,7 @@ def render(
 
     `stop_ids` are those at which a server stops: none may stand inside a reply.
     """
-    stops = np.array(stop_ids, dtype=np.int32)
+    stops = tuple(map(int, stop_ids))
     numbered = iter(enumerate(conversations))
     while chunk := list(islice(numbered, CHUNK)):
         texts: list[ReplyText] = []
@@ -237,12 +238,12 @@ def render(
             yield fit(_turn(text, prompt, completion, stops), max_length, too_long)
 
 
-def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Ids) -> Turn | LeftOut:
+def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Sequence[int]) -> Turn | LeftOut:
     if isinstance(completion, str):
         return LeftOut(completion, text.source, text.turn)
     if text.case == "everything":  # the first token is predicted from nothing
         prompt, completion = completion[:1], completion[1:]
-    elif (completion[:-1] == completion[-1]).any() or np.isin(completion[:-1], stops).any():
+    elif any((completion[:-1] == stop).any() for stop in {int(completion[-1]), *stops}):
         return LeftOut("a stop token stands inside the reply", text.source, text.turn)
     if not len(prompt) or not len(completion):
         return LeftOut("its prompt or its reply has no tokens", text.source, text.turn)

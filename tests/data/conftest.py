@@ -39,7 +39,8 @@ def convert() -> Callable[..., Conversation]:
     """One row, at `rows.jsonl:7`, as a conversation; keywords go into the source."""
 
     def convert(row: Any, **source: Any) -> Conversation:
-        return converter(DataSource(path="rows.jsonl", **source))(Record(row, Place("rows.jsonl", 7)))
+        (made,) = converter(DataSource(path="rows.jsonl", **source))(Record(row, Place("rows.jsonl", 7)))
+        return made
 
     return convert
 

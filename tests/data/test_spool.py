@@ -12,7 +12,7 @@ from array import array
 
 import pytest
 
-from imprint.data.conversation import Conversation, Message, Place
+from imprint.data.conversation import Conversation, Message, Place, Tokens
 from imprint.data.spool import LINES, Numbers, Part, Scratch, Spool, SpoolWriter, write_numbers
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, null]}'}}
@@ -59,6 +59,7 @@ def test_everything_comes_back(tmp_path):
 def test_every_field_is_kept(tmp_path):
     """A field that is added to a message or a conversation must not be forgotten here."""
     values = {"tuple": ({"k": 1},), "str": "x", "float": 0.5, "Place": Place("f", 1)}
+    values = {"Tokens": Tokens((1, 2), (0.0, 1.0)), **values}
     for kind, given in (
         (Message, {"role": "user", "content": "c"}),
         (Conversation, {"messages": (U, A), "source": Place("f", 1)}),

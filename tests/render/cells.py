@@ -85,7 +85,7 @@ def by_name() -> dict[str, Conversation]:
 def read(row: Any, *, merge: bool = True) -> Conversation:
     """A row of a data file as a run reads it."""
     convert = converter(DataSource(path="rows.jsonl"))
-    made = convert(Record(row, Place("rows.jsonl", 1)))
+    (made,) = convert(Record(row, Place("rows.jsonl", 1)))
     merged = merge_replies(made) if merge else made
     assert isinstance(merged, Conversation), merged
     return merged

@@ -282,7 +282,8 @@ def _check_reply(trained: Trained) -> None:
 def _before(trained: Trained, answer: str) -> str:
     """What is trained before the answer; both may hold the same words."""
     stop = text_of(trained.turn.completion[-1:], trained.made)
-    return bare(trained.text.removesuffix(stop)).rpartition(bare(answer))[0]
+    text = bare(trained.text.removesuffix(stop))
+    return text.rpartition(bare(answer))[0] if bare(answer) else text
 
 
 def _leaves(value: Any) -> Iterator[str]:

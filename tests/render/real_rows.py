@@ -43,11 +43,13 @@ def file_rows(name: str) -> Rows:
     convert = converter(source)
     for record in read(source):
         try:
-            made = merge_replies(convert(record))
+            found = convert(record)
         except DataError:
             continue
-        if isinstance(made, Conversation):
-            yield made
+        for conversation in found:
+            made = merge_replies(conversation)
+            if isinstance(made, Conversation):
+                yield made
 
 
 def bfcl(kind: str) -> Rows:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _INLINE_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>", re.DOTALL)
 
 ROLES = ("system", "user", "assistant", "tool")
+TEXT = "text"  # the role of a document's one message
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,12 +59,31 @@ class Message:
         return inline[2].strip() or None, self.content[inline.end() :]
 
 
+class Tokens(NamedTuple):
+    """A row that was tokenised elsewhere: n ids, and the share of each in the loss (0: context only)."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One demonstration: its messages, the tools on offer, its weight, and its place."""
+    """One demonstration: its messages, the tools on offer, its weight, and its place.
+
+    `group` names what must not be torn apart by the split (the branches of one tree). A document, for
+    replay, is one message of the role `text`; a row that was tokenised elsewhere has `tokens` and
+    no messages.
+    """
 
     messages: tuple[Message, ...]
     source: Place
     id: str = ""
     tools: tuple[dict[str, Any], ...] = ()
     weight: float = 1.0
+    group: str = ""
+    tokens: Tokens | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether a template renders it; otherwise it is a document, or tokenised already."""
+        return self.tokens is None and not (self.messages and self.messages[0].role == TEXT)

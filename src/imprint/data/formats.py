@@ -5,13 +5,15 @@ A format is one line of `FORMATS`. Rows of several formats may stand in one file
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from imprint.data.conversation import Conversation, Message, Place, Record
-from imprint.data.faults import bad_row, from_json, number, show
+from imprint.data.conversation import Conversation, Message, Place, Record, Tokens
+from imprint.data.faults import bad_row, from_json, show
+from imprint.data.faults import number as parse_number
 from imprint.data.messages import parse_messages
 from imprint.data.replies import check, merge_replies
 from imprint.data.text import Broken
@@ -24,6 +26,16 @@ Row = dict[str, Any]
 OPTIONAL = ("system", "tools", "weight", "id", "input", "history")
 
 
+class Draft(NamedTuple):
+    """What a format reads of one conversation; what it leaves open comes from the row's own columns."""
+
+    messages: tuple[Message, ...]
+    tools: Any = None
+    id: str = ""
+    group: str = ""
+    tokens: Tokens | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """One way to write a demonstration: its name in recipes, the columns a row must have, its reader.
@@ -34,7 +46,7 @@ class Format:
 
     name: str
     columns: tuple[str, ...]
-    read: Callable[[Row, Place], tuple[Message, ...]]
+    read: Callable[[Row, Place], tuple[Message, ...] | list[Draft]]
     chat: bool = False
 
 
@@ -121,8 +133,8 @@ def is_row(value: Row) -> bool:
     return bool(_candidates(tuple(value), frozenset()))
 
 
-def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], Conversation]:
-    """What turns a record of `source` into a conversation, or raises DataError for a bad row.
+def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], tuple[Conversation, ...]]:
+    """What turns a record of `source` into its conversations, one or more, or raises DataError for a bad row.
 
     `key` is the source's place in the recipe, for the remedies. Raises RecipeError when
     `source.format` or a part in `source.fields` does not exist.
@@ -146,7 +158,7 @@ def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], Con
     forced = BY_NAME.get(source.format)
     mapped = frozenset(fields)
 
-    def convert(record: Record) -> Conversation:
+    def convert(record: Record) -> tuple[Conversation, ...]:
         row, place = record.value, record.place
         if isinstance(row, Broken):
             raise row.error
@@ -159,7 +171,7 @@ def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], Con
         elif fields:
             row = _renamed(row, fields, place, key)
         try:
-            return _conversation(row, place, forced or _recognise(row, mapped, place, key))
+            return _conversations(row, place, forced or _recognise(row, mapped, place, key))
         except DataError as error:
             if not fields:
                 raise
@@ -172,7 +184,7 @@ def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], Con
     return convert
 
 
-def _conversation(row: Row, place: Place, format: Format) -> Conversation:
+def _conversations(row: Row, place: Place, format: Format) -> tuple[Conversation, ...]:
     for column in format.columns:
         if column not in row and column != "input":
             raise bad_row(
@@ -184,17 +196,31 @@ def _conversation(row: Row, place: Place, format: Format) -> Conversation:
                 if (like := nearest(column, row))
                 else f"add the column {column}",
             )
-    messages = format.read(row, place)
-    if (system := row.get("system")) and messages[:1] != (Message("system", system),):
+    read = format.read(row, place)
+    drafts = read if isinstance(read, list) else [Draft(read)]
+    return tuple(_finished(draft, row, place, number) for number, draft in enumerate(drafts))
+
+
+def _finished(draft: Draft, row: Row, place: Place, number: int) -> Conversation:
+    """The conversation of a draft, with what the row says of all its conversations."""
+    messages = draft.messages
+    if (
+        (system := row.get("system"))
+        and draft.tokens is None
+        and messages[:1] != (Message("system", system),)
+    ):
         messages = (Message("system", _text(row, "system", place)), *messages)
-    check(messages, place)
-    weight, given = row.get("weight"), row.get("id")
-    return Conversation(
-        messages,
-        place,
-        str(given) if isinstance(given, (str, int)) and given != "" else str(place),
-        _tools(row.get("tools"), place),
-        1.0 if weight is None else number(weight, "weight", place),
+    conversation = Conversation(messages, place, tokens=draft.tokens)
+    if conversation.is_chat:
+        check(messages, place)
+    weight, given = row.get("weight"), draft.id or row.get("id")
+    name = str(given) if isinstance(given, (str, int)) and given != "" else str(place)
+    return dataclasses.replace(
+        conversation,
+        id=name if draft.id or not number else f"{name}/{number + 1}",
+        tools=_tools(row.get("tools") if draft.tools is None else draft.tools, place),
+        weight=1.0 if weight is None else parse_number(weight, "weight", place),
+        group=draft.group,
     )
 
 

@@ -136,9 +136,11 @@ class Ledger:
             for name, level in self._levels()
         }
         warnings = _tallies_to_json(self.warnings)
-        return levels | {"files": self.files, "warnings": warnings, "details": self.details} | {
-            "notes": self.notes
-        }
+        return (
+            levels
+            | {"files": self.files, "warnings": warnings, "details": self.details}
+            | {"notes": self.notes}
+        )
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ledger:

@@ -19,7 +19,7 @@ from imprint.data.formats import converter
 from imprint.data.ledger import Ledger, Tally
 from imprint.data.readers import fingerprint, locate, read
 from imprint.data.replies import has_adjacent_replies, merge_replies
-from imprint.data.split import first_trained, prompt_hash, split
+from imprint.data.split import has_trained, prompt_hash, split
 from imprint.data.spool import Numbers, Part, Scratch, Spool, SpoolWriter, write_numbers
 from imprint.errors import DataError
 from imprint.recipe import DataSource
@@ -160,7 +160,7 @@ class _Rows:
             place = record.place
             ledger.read(place)
             try:
-                conversation = convert(record)
+                conversations = convert(record)
             except DataError as error:
                 ledger.refuse(place, error.what)
                 if self.first is None:
@@ -169,8 +169,9 @@ class _Rows:
                     self.bad.setdefault(error.what, Tally()).add(place)
             else:
                 ledger.use(place)
-                ledger.conversation(place)
-                self.keep(conversation)
+                for conversation in conversations:
+                    ledger.conversation(place)
+                    self.keep(conversation)
 
     def keep(self, conversation: Conversation) -> None:
         """Spool a conversation that has something to train, with adjacent replies merged or left out."""
@@ -178,7 +179,7 @@ class _Rows:
             settled: Conversation | str = "two replies in a row"
         else:
             settled = merge_replies(conversation)
-        if not isinstance(settled, str) and (settled.weight == 0 or first_trained(settled) is None):
+        if not isinstance(settled, str) and (settled.weight == 0 or not has_trained(settled)):
             settled = "no reply has a weight above 0"
         if isinstance(settled, str):
             self.ledger.leave_out(conversation.source, settled)
@@ -247,5 +248,5 @@ def _warn_of_copies(loaded: Loaded, marks: Sequence[int], ledger: Ledger) -> Non
 def _content_hash(conversation: Conversation) -> int:
     """64 bits of SHA-256 over all that a conversation says."""
     said = [(m.role, m.content, m.reasoning, m.tool_calls) for m in conversation.messages]
-    text = json.dumps([said, conversation.tools], sort_keys=True, default=str)
+    text = json.dumps([said, conversation.tools, conversation.tokens], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

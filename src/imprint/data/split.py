@@ -24,11 +24,25 @@ def first_trained(conversation: Conversation) -> int | None:
     return None
 
 
+def has_trained(conversation: Conversation) -> bool:
+    """Whether anything of it is trained: a reply, a document, a token with a weight."""
+    if conversation.tokens is not None:
+        return any(conversation.tokens.weights)
+    return not conversation.is_chat or first_trained(conversation) is not None
+
+
 def prompt_hash(conversation: Conversation, seed: int) -> int:
-    """64 bits of SHA-256 over the seed and the exact texts before the first trained reply."""
+    """64 bits of SHA-256 over the seed and the exact texts before the first trained reply.
+
+    Conversations of one group have one hash; documents and tokenised rows that of all they hold.
+    """
     before = conversation.messages[: first_trained(conversation)]
-    texts = [(m.role, m.content, m.reasoning, m.tool_calls) for m in before]
-    digest = hashlib.sha256(json.dumps([seed, texts], default=str).encode()).digest()
+    what: object = [(m.role, m.content, m.reasoning, m.tool_calls) for m in before]
+    if conversation.group:
+        what = {"group": conversation.group}
+    elif conversation.tokens is not None:
+        what = {"tokens": conversation.tokens.ids}
+    digest = hashlib.sha256(json.dumps([seed, what], default=str).encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 

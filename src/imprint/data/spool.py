@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast, overload
 
-from imprint.data.conversation import Conversation, Message, Place
+from imprint.data.conversation import Conversation, Message, Place, Tokens
 
 LINES, INDEX = "conversations.jsonl", "conversations.index"
 BUFFER = 1 << 20  # bytes
@@ -32,7 +32,7 @@ _VALUES = attrgetter(*_NAMES)
 _DEFAULTS = (None, None, *(field.default for field in fields(Message)[2:]))  # role and content have none
 _REST = _DEFAULTS[2:]
 _CALLS = _NAMES.index("tool_calls")
-_OPTIONAL = (None, "line", 1.0, ())  # id, unit, weight and tools of a conversation
+_OPTIONAL = (None, "line", 1.0, (), "", None)  # id, unit, weight, tools, group, tokens of a conversation
 
 # what a table holds beside JSON's types, dates for instance, becomes its text: as a template shows it
 _encode = json.JSONEncoder(
@@ -170,7 +170,7 @@ def map_file(path: Path) -> mmap.mmap | bytes:
 
 
 def _to_line(conversation: Conversation, number: int) -> bytes:
-    """[messages, file, line, id, unit, weight, tools], without what is at its default at the end."""
+    """[messages, file, line, id, unit, weight, tools, group, tokens], without what is at its default at the end."""
     messages = []
     for message in conversation.messages:
         values = _VALUES(message)
@@ -181,7 +181,9 @@ def _to_line(conversation: Conversation, number: int) -> bytes:
     place = conversation.source
     # an id that only repeats the place is made again from it, under whatever name the file then has
     name = None if conversation.id == str(place) else conversation.id
-    rest = [name, place.unit, conversation.weight, conversation.tools]
+    rest = [
+        name, place.unit, conversation.weight, conversation.tools, conversation.group, conversation.tokens
+    ]  # fmt: skip
     for default in reversed(_OPTIONAL):
         if rest[-1] != default:
             break
@@ -193,10 +195,13 @@ def _from_line(line: str, names: Sequence[str]) -> Conversation:
     """The conversation that `_to_line` wrote."""
     given, number, row, *rest = cast(list[Any], _decode(line))
     optional: tuple[Any, ...] = (*rest, *_OPTIONAL[len(rest) :])
-    name, unit, weight, tools = optional
+    name, unit, weight, tools, group, tokens = optional
     place = Place(names[number], row, unit)
     messages = tuple(Message(*values) if len(values) <= _CALLS else _with_calls(values) for values in given)
-    return Conversation(messages, place, str(place) if name is None else name, tuple(tools), weight)
+    made = None if tokens is None else Tokens(*map(tuple, tokens))
+    return Conversation(
+        messages, place, str(place) if name is None else name, tuple(tools), weight, group, made
+    )
 
 
 def _with_calls(values: list[Any]) -> Message:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import Conversation, Message
 from imprint.render.form import arguments_of
 from imprint.render.template import Template
+
+_ESCAPE = re.compile(r"&(?:#34|#39|quot|lt|gt|amp);")
 
 
 class Fault(NamedTuple):
@@ -28,6 +31,8 @@ def reply_fault(completion: str, message: Message) -> Fault | None:
     if reasoning and reasoning.strip() not in thought:
         return Fault("the template drops the reply's reasoning", f"{completion[:80]!r}")
     names = [call.get("function", call).get("name", "") for call in message.tool_calls]
+    if message.tool_calls and has_escapes(completion) and not has_escapes(f"{message}"):
+        return Fault("the template writes HTML escapes into the reply", f"{completion[-80:]!r}")
     for call in message.tool_calls:
         function = call.get("function", call)
         name = function.get("name", "")
@@ -38,6 +43,11 @@ def reply_fault(completion: str, message: Message) -> Fault | None:
                 detail = f"{name}: {text[:60]!r} is not in {completion[-80:]!r}"
                 return Fault("the template changes the arguments of a tool call", detail)
     return None
+
+
+def has_escapes(text: str) -> bool:
+    """Whether there are HTML escapes in a text: Jinja makes them of quotes where a template marks text as safe."""
+    return "&" in text and _ESCAPE.search(text) is not None
 
 
 def context_fault(

@@ -87,9 +87,7 @@ def _where(found: set[_Kind], all_kinds: set[_Kind]) -> str:
 def _added(conversation: Conversation, template: Template, encoder: Encoder) -> Iterator[str]:
     """The template's own texts in the prompt of a conversation's first reply, without its marks."""
     template = template.for_tools(conversation.tools)
-    first = next(
-        (i for i, m in enumerate(conversation.messages) if m.role == "assistant" and i > 0), None
-    )
+    first = next((i for i, m in enumerate(conversation.messages) if m.role == "assistant" and i > 0), None)
     messages = conversation.messages[:first]
     try:
         prompt = template.render(template.inputs(messages), conversation.tools, add_generation_prompt=True)

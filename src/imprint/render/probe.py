@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from imprint.data.conversation import Conversation, Message
-from imprint.render.faithful import reply_fault
+from imprint.render.faithful import has_escapes, reply_fault
 from imprint.render.form import Form
 from imprint.render.split import find_thought, split_reply
 from imprint.render.template import PROBE_TOOLS, SWITCHES, Refused, Template
@@ -38,11 +38,12 @@ def find_form(template: Template) -> Form:
     calling = [plain[0], Message("assistant", "", tool_calls=(_call({"qx7": _VALUE}),))]
     asked = replace(template, form=form)
     seen = _rendered(asked, calling, PROBE_TOOLS) or ""
-    if _VALUE in seen and "{'qx7'" not in seen:  # the latter is Python's way to print an object
+    # Python's way to print an object, and what Jinja makes of quotes beside a text marked as safe
+    if _VALUE in seen and "{'qx7'" not in seen and not has_escapes(seen):
         return form
     as_text = replace(form, text_arguments=True)
     seen = _rendered(replace(template, form=as_text), calling, PROBE_TOOLS) or ""
-    return as_text if _VALUE in seen else form
+    return as_text if _VALUE in seen and not has_escapes(seen) else form
 
 
 def _rendered(template: Template, messages: Sequence[Message], tools: Any = ()) -> str | None:
@@ -87,7 +88,9 @@ def choose_switch(template: Template, encoder: Encoder, reasoning: float) -> tup
     fits = _completion(template, encoder, reply) is not None
     if (fits and wanted) or not (wanted or _leaves_thought_open(template)):
         return template, ""
-    data = f"{reasoning:.0%} of the conversations have reasoning" if reasoning else "the data has no reasoning"
+    data = (
+        f"{reasoning:.0%} of the conversations have reasoning" if reasoning else "the data has no reasoning"
+    )
     others = "" if reasoning in (0, 1) else "; replies of the other kind may be left out"
     default = "by default the template leaves reasoning out" if wanted else "the template opens a thought"
     for key in SWITCHES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from imprint.data.conversation import Message
@@ -151,6 +152,7 @@ def cut_after_stop(completion: str, template: Template, encoder: Encoder) -> str
     return reply + encoder.eos
 
 
+@lru_cache(maxsize=4)  # every reply of a run asks for the same
 def find_stop(ending: str, encoder: Encoder) -> tuple[int, int] | None:
     """Where the stop stands in what a template writes after a reply.
 

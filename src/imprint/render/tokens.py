@@ -89,9 +89,7 @@ class Encoder:
         cuts = {i: token.content for i, token in added.items() if not token.normalized}
         self.cuts = _any_of(cuts.values())
         # a cut that stands inside a longer one: only what follows says which of them it is
-        self._has_inner_cuts = any(
-            self.cuts.search(added[i].content[1 : None if added[i].single_word else -1]) for i in cuts
-        )
+        self._has_inner_cuts = any(self.cuts.search(text[1:-1]) for text in cuts.values())
         size = max([len(self.tokenizer), *(i + 1 for i in added)])
         self.is_cut = np.zeros(size, dtype=bool)
         self.is_cut[list(cuts)] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from imprint.render.inserted import inserted_texts
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
 from imprint.render.store import TurnStore, TurnWriter
 from imprint.render.template import PRESETS
-from imprint.render.turns import LeftOut, Noticed, render
+from imprint.render.turns import LeftOut, Noticed, Turn, render
 
 # The recipe's keys that decide which turns there are and what becomes of the rows; with the bytes
 # of `data`, the tokenizer and the model's own stops, all that `Preparation` depends on.
@@ -168,6 +168,24 @@ def read_and_render(
     return loaded, _rendering(recipe, tokenizer, folder, now, loaded.reasoning), ledger
 
 
+def rendered(
+    conversations: Sequence[Conversation], recipe: Recipe, rendering: Rendering
+) -> Iterator[Turn | LeftOut | Noticed]:
+    """What becomes of every reply, as the recipe wants it."""
+    assert isinstance(recipe.max_length, int)
+    return render(
+        conversations,
+        rendering.template,
+        rendering.encoder,
+        train_on=recipe.train_on,
+        max_length=recipe.max_length,
+        too_long=recipe.too_long,
+        unfaithful=recipe.unfaithful,
+        control_tokens=recipe.control_tokens,
+        stop_ids=rendering.stop_ids,
+    )
+
+
 def turns_of(
     conversations: Sequence[Conversation],
     recipe: Recipe,
@@ -180,7 +198,6 @@ def turns_of(
 
     They are written into `folder` (none: a temporary one), and read from there.
     """
-    assert isinstance(recipe.max_length, int)
     part = "train" if kind == "trained" else "validation"
     scratch = Scratch() if folder is None else None
     place = scratch.path if scratch else folder
@@ -189,17 +206,7 @@ def turns_of(
         for inserted in inserted_texts(conversations, rendering.template, rendering.encoder):
             ledger.note(str(inserted))
     with TurnWriter(place, part) as writer:
-        for item in render(
-            conversations,
-            rendering.template,
-            rendering.encoder,
-            train_on=recipe.train_on,
-            max_length=recipe.max_length,
-            too_long=recipe.too_long,
-            unfaithful=recipe.unfaithful,
-            control_tokens=recipe.control_tokens,
-            stop_ids=rendering.stop_ids,
-        ):
+        for item in rendered(conversations, recipe, rendering):
             if isinstance(item, Noticed):
                 ledger.warn(item.warning, item.source)
                 continue

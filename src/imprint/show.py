@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -12,12 +12,12 @@ from typing import overload
 from imprint.auto import read_model_facts
 from imprint.data.conversation import Conversation
 from imprint.data.ledger import Ledger
-from imprint.preparation import read_and_render, turns_of
+from imprint.preparation import read_and_render, rendered, turns_of
 from imprint.recipe import Recipe
 from imprint.render.account import Account, Owned, owned
 from imprint.render.control import escape_control
 from imprint.render.resolve import Rendering
-from imprint.render.turns import LeftOut, ReplyText, Turn, render, reply_texts
+from imprint.render.turns import LeftOut, Noticed, ReplyText, Turn, reply_texts
 
 UNLIMITED = 1 << 40
 CUT = ("everything", "truncated")  # cases in which prompt and completion are parted by tokens, not by text
@@ -138,8 +138,9 @@ class Shown:
 
     def items_of(self, conversation: Conversation) -> list[Turn | LeftOut]:
         """What becomes of each reply of one conversation."""
-        items = _items([conversation], self.rendering, self.recipe)
-        return sorted(items, key=lambda item: item.turn)
+        items = rendered([conversation], self.recipe, self.rendering)
+        found = [item for item in items if not isinstance(item, Noticed)]
+        return sorted(found, key=lambda item: item.turn)
 
 
 def shown_turns(recipe: Recipe, now: datetime | None = None) -> Shown:
@@ -159,25 +160,6 @@ def shown_turns(recipe: Recipe, now: datetime | None = None) -> Shown:
         recipe = recipe.model_copy(update={"max_length": (facts.context if facts else None) or UNLIMITED})
     groups = turns_of(loaded.train, recipe, rendering, ledger, "trained")
     return Shown(groups, loaded.train, loaded.validation, rendering, recipe, ledger)
-
-
-def _items(
-    conversations: Iterable[Conversation], rendering: Rendering, recipe: Recipe
-) -> Iterator[Turn | LeftOut]:
-    assert isinstance(recipe.max_length, int)
-    for item in render(
-        list(conversations),
-        rendering.template,
-        rendering.encoder,
-        train_on=recipe.train_on,
-        max_length=recipe.max_length,
-        too_long=recipe.too_long,
-        unfaithful=recipe.unfaithful,
-        control_tokens=recipe.control_tokens,
-        stop_ids=rendering.stop_ids,
-    ):
-        if isinstance(item, Turn | LeftOut):
-            yield item
 
 
 def _number(conversation: Conversation, turn: Turn) -> int:

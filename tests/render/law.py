@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +18,9 @@ from imprint.data.conversation import Conversation, Message
 from imprint.render.control import escape_control
 from imprint.render.resolve import Rendering
 from imprint.render.turns import LeftOut, Turn
-from render.oracle import arguments_of, as_openai, openai_tools, thought_of
-from render.strategies import CONTROL, TOOL_MARK, Drawn, mark_of
+from render.oracle import arguments_of, thought_of
+from render.served import Asked, ask, bare, decode, ids_of, tail_of, text_of
+from render.strategies import TOOL_MARK, Drawn, mark_of
 
 TAGS = (
     ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
@@ -28,15 +28,6 @@ TAGS = (
     ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )  # fmt: skip
 Item = Turn | LeftOut
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a server has when it asks for a reply, and the rendering that ends with the reply."""
-
-    ids: list[int]
-    prompt: str
-    full: str
 
 
 @dataclass(frozen=True)
@@ -70,10 +61,10 @@ def assert_lawful(items: Sequence[Item], drawn: Drawn, made: Rendering) -> int:
         return 0
     escape = drawn.control_tokens == "escape"
     conversation = _escaped(given, made) if escape else given
-    tail = _tail(conversation, made)
+    tail = tail_of(conversation, made)
     for turn in turns:
         try:
-            asked = _ask(conversation, turn.turn, made)
+            asked = ask(conversation, turn.turn, made)
         except jinja2.TemplateError as error:
             raise AssertionError("the template refuses what is trained") from error
         assert turn.prompt.tolist() == asked.ids, "the prompt is not what a server feeds"
@@ -85,48 +76,9 @@ def assert_lawful(items: Sequence[Item], drawn: Drawn, made: Rendering) -> int:
         _check_completion(trained)
         if escape:
             _check_control(turn, given, made)
+        elif drawn.control_tokens == "leave_out":
+            _check_left_out(turn, given, made)
     return len(turns)
-
-
-# ----------------------------------------------------------------------------- what a server does
-
-
-def _ask(conversation: Conversation, reply: int, made: Rendering, bare_history: bool = False) -> Asked:
-    """The prompt for a message and the rendering with it; `bare_history`: without thoughts and texts beside calls."""
-    form = made.template.form
-    inputs = made.template.inputs(conversation.messages)
-    messages = as_openai(conversation.messages, form.parts, form.text_arguments, inputs)[: reply + 1]
-    if bare_history:
-        for message in messages[:-1]:
-            message.pop("reasoning_content", None)
-            message.pop("thinking", None)
-            message |= {"content": ""} if message.get("tool_calls") else {}
-    template = made.template.for_tools(conversation.tools)
-    given: dict[str, Any] = {
-        **template.options,
-        "chat_template": template.source,
-        "tools": openai_tools(conversation.tools) or None,
-    }
-    apply = made.encoder.tokenizer.apply_chat_template
-    ids = apply(messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False, **given)
-    prompt = apply(messages[:-1], add_generation_prompt=True, tokenize=False, **given)
-    return Asked(list(ids), prompt, apply(messages, tokenize=False, **given))
-
-
-def ids_of(text: str, made: Rendering) -> list[int]:
-    return list(made.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _decode(ids: Iterable[int], made: Rendering) -> str:
-    given = [int(i) for i in ids]
-    return str(
-        made.encoder.tokenizer.decode(given, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    )
-
-
-def text_of(ids: Iterable[int], made: Rendering) -> str:
-    """What ids read as behind a letter: up front some tokenizers drop a space."""
-    return _decode([*ids_of("a", made), *ids], made)[1:]
 
 
 # ----------------------------------------------------------------------------- the reply and its end
@@ -142,7 +94,7 @@ def _check_completion(trained: Trained) -> None:
     if _fits(trained, asked):
         return
     assert not asked.full.startswith(asked.prompt), "the completion is not the rendering's rest"
-    again = _ask(trained.conversation, trained.turn.turn, trained.made, bare_history=True)
+    again = ask(trained.conversation, trained.turn.turn, trained.made, bare_history=True)
     assert again.prompt[-10:] == asked.prompt[-10:], "the completion belongs to another prompt"
     assert _fits(trained, again), "the completion is not the rendering's"
 
@@ -158,7 +110,7 @@ def _fits(trained: Trained, shown: Asked) -> bool:
         whole, ids = ids_of(prompt.prompt + rest, made), trained.turn.ids.tolist()
         if whole == ids:
             return True
-        if whole[: len(prompt.ids)] != prompt.ids and _decode(ids, made) == _decode(whole, made):
+        if whole[: len(prompt.ids)] != prompt.ids and decode(ids, made) == decode(whole, made):
             return True  # no token ends where the prompt does: the server's prompt stays
     return _continues_thought(trained, shown.prompt, full)
 
@@ -205,7 +157,7 @@ def _continues_thought(trained: Trained, prompt: str, full: str) -> bool:
     if not shown or trained.message.tool_calls:
         return True
     last = full[full.rfind(shown) :]
-    exact = _decode(ids_of(last, trained.made), trained.made) == last
+    exact = decode(ids_of(last, trained.made), trained.made) == last
     return trained.text.endswith(last) or not exact  # some decoders lose a space beside added tokens
 
 
@@ -216,28 +168,6 @@ def _opened(prompt: str) -> tuple[int, str, str, bool] | None:
         if found:
             return found.start(), opening, closing, found[1] is not None
     return None
-
-
-def _tail(conversation: Conversation, made: Rendering) -> str:
-    """What the template writes behind the text of a last reply, by transformers."""
-    probe = replace(
-        conversation, messages=(Message("user", "Zq question"), Message("assistant", "Zq answer"))
-    )
-    try:
-        full = _ask(probe, 1, made).full
-    except jinja2.TemplateError:  # some are made for conversations with tools alone
-        full = _ask(replace(probe, tools=(_TOOL,)), 1, made).full
-    return full.rpartition("Zq answer")[2]
-
-
-_TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "f",
-        "description": "F.",
-        "parameters": {"type": "object", "properties": {}, "required": []},
-    },
-}
 
 
 # ----------------------------------------------------------------------------- what must and must not be trained
@@ -261,7 +191,7 @@ def _check_marks(trained: Trained) -> None:
     reply = trained.turn.turn
     others = [mark_of(i) for i in range(len(trained.conversation.messages)) if i != reply]
     assert not any(mark in trained.text for mark in others), "the text of another message is trained"
-    assert mark_of(reply) not in _decode(trained.turn.prompt, trained.made), "the prompt holds the reply"
+    assert mark_of(reply) not in decode(trained.turn.prompt, trained.made), "the prompt holds the reply"
 
 
 def _check_reply(trained: Trained) -> None:
@@ -300,11 +230,6 @@ def _leaves(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def bare(text: str) -> str:
-    """The text without white space, which templates and decoders may set otherwise."""
-    return "".join(unicodedata.normalize("NFC", text).replace("▁", " ").split())
-
-
 # ----------------------------------------------------------------------------- control tokens in the data
 
 
@@ -315,20 +240,30 @@ def _escaped(conversation: Conversation, made: Rendering) -> Conversation:
     for before, after in zip(conversation.messages, out.messages, strict=True):
         assert bare(before.content) == bare(after.content), "escaping changes more than white space"
         inside = set(ids_of(f"a{after.content}a", made)) - set(ids_of("a", made))
-        assert not inside & control, "a control token is left after escaping"
+        assert not inside & set(control), "a control token is left after escaping"
     return out
 
 
-def _control(made: Rendering) -> set[int]:
-    """Ids of control tokens; those of one character cannot be escaped."""
+def _control(made: Rendering) -> dict[int, str]:
+    """Control tokens by their ids; those of one character cannot be escaped."""
     added = made.encoder.tokenizer.added_tokens_decoder
-    return {i for i, token in added.items() if token.special and len(token.content) > 1}
+    return {i: token.content for i, token in added.items() if token.special and len(token.content) > 1}
+
+
+def _pattern(made: Rendering) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(_control(made).values(), key=len, reverse=True))))
+
+
+def _check_left_out(turn: Turn, conversation: Conversation, made: Rendering) -> None:
+    seen = conversation.messages[: turn.turn + 1]
+    assert not any(map(_pattern(made).search, (m.content for m in seen))), (
+        "a forged control token is not left out"
+    )
 
 
 def _check_control(turn: Turn, conversation: Conversation, made: Rendering) -> None:
     """As many control tokens act in the prompt as in that of a neutral row of the same shape, and few in the reply."""
-    control = _control(made)
-    pattern = re.compile("|".join(re.escape(text.strip()) for text in sorted(CONTROL, key=len, reverse=True)))
+    control, pattern = _control(made), _pattern(made)
 
     def neutral(text: str) -> str:
         while pattern.search(text):
@@ -336,7 +271,7 @@ def _check_control(turn: Turn, conversation: Conversation, made: Rendering) -> N
         return text
 
     messages = tuple(replace(m, content=neutral(m.content)) for m in conversation.messages)
-    asked = _ask(replace(conversation, messages=messages), turn.turn, made)
+    asked = ask(replace(conversation, messages=messages), turn.turn, made)
     count = sum(i in control for i in turn.prompt.tolist())
     assert count == sum(i in control for i in asked.ids), "a forged control token acts in the prompt"
     # the reply's own: those that the neutral rendering has beyond its prompt

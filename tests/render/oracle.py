@@ -81,7 +81,9 @@ def _served(
     """
     wanted = turn.prompt.tolist()
     made = rendering.template.inputs(conversation.messages)
-    for typed, as_text in product((False, True), repeat=2):
+    form = rendering.template.for_tools(conversation.tools).form
+    stated = (form.parts, form.text_arguments)  # the prompt of a first reply holds no call: it fits both
+    for typed, as_text in dict.fromkeys((stated, *product((False, True), repeat=2))):
         messages: list[Row] = [*as_openai(conversation.messages, typed, as_text, made)[: turn.turn + 1]]
         try:
             ids, text = _apply(rendering, messages[:-1], conversation.tools, True)

@@ -19,7 +19,7 @@ from imprint.errors import TemplateError
 from imprint.render.probe import share_with_reasoning
 from imprint.render.resolve import Rendering, prepare_rendering
 from imprint.render.template import PRESETS
-from imprint.render.turns import LeftOut, Noticed, Turn, render
+from imprint.render.turns import ControlTokens, LeftOut, Noticed, Turn, render
 from render.corpus import (
     DATA,
     NOW,
@@ -30,8 +30,9 @@ from render.corpus import (
     names_for,
     template_source,
 )
-from render.law import Item, assert_lawful, ids_of, text_of
+from render.law import Item, assert_lawful
 from render.oracle import thought_of
+from render.served import ids_of, text_of
 from render.strategies import HERE, Drawn, drawn
 
 BYTES, SPM = "bytes", "mistral_v1_spm"
@@ -161,7 +162,9 @@ def test_what_is_trained_is_what_will_be_produced(family, examples):
                 "company makes a difference"
             )
 
-    assert turns > replies / 8, f"{turns} of {replies} trained: too few to prove anything"
+    assert turns > (replies / 8 if examples > TIERS[0] else 0), (
+        f"{turns} of {replies} trained: too few to prove anything"
+    )
 
 
 # ----------------------------------------------------------------------------- planted mistakes
@@ -258,6 +261,10 @@ def _last(twin: Twin) -> Callable[[Drawn, Rendering], list[Item]]:
     return wrong
 
 
+def _forged(control_tokens: ControlTokens) -> Any:
+    return drawn(("forged",)).map(lambda row: replace(row, control_tokens=control_tokens))
+
+
 ANY = drawn()
 TWINS: dict[str, tuple[Callable[[Drawn, Rendering], list[Item]], Any]] = {
     "the mask is one token to the left": (_last(_to_the_left), ANY),
@@ -270,9 +277,8 @@ TWINS: dict[str, tuple[Callable[[Drawn, Rendering], list[Item]], Any]] = {
     "a BOS before the reply": (_last(_bos_before_reply), ANY),
     "the reply is tokenised apart": (_last(_tokenised_apart), ANY),
     "the reasoning is swallowed": (_no_thought, drawn(("thoughts", "both"))),
-    "a forged control token stays": (
-        _forgery_kept, drawn(("forged",)).map(lambda row: replace(row, control_tokens="escape")),
-    ),
+    "a forged control token stays, told to escape": (_forgery_kept, _forged("escape")),
+    "a forged control token stays, told to leave out": (_forgery_kept, _forged("leave_out")),
     "a reply is not accounted for": (_reply_forgotten, ANY),
 }  # fmt: skip
 
@@ -308,5 +314,5 @@ def test_a_planted_mistake_is_seen(mistake, examples):
         with pytest.raises(AssertionError):
             assert_lawful(wrong, row, made)
 
-    print(f"{mistake}: seen in {changed} of {changed} examples that it changes, of {examples}")
+    print(f"{mistake}: wrong in {changed} of {examples} examples, and seen in each")
     assert changed > examples / 20

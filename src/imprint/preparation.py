@@ -14,6 +14,7 @@ from imprint.cache import key_of
 from imprint.data.conversation import Conversation
 from imprint.data.ledger import Ledger
 from imprint.data.load import Identity, Loaded, identify, load, reopen
+from imprint.data.locate import names_of
 from imprint.data.spool import Scratch
 from imprint.errors import DataError
 from imprint.recipe import DataSource, Recipe
@@ -51,7 +52,7 @@ class Preparation:
     def __init__(self, recipe: Recipe, folder: Path, now: datetime):
         self.recipe, self.folder, self.now = recipe, folder, now
         self.sources = [*recipe.data, *_held_out(recipe.validation)]
-        self.names = list(dict.fromkeys(source.path for source in self.sources))
+        self.names = list(dict.fromkeys(name for source in self.sources for name in names_of(source)))
         self.identity = identify(recipe.data, _held_out(recipe.validation))
         self.tokenizer: Any = self.load_tokenizer()
         self.rendering: Rendering | None = None
@@ -70,7 +71,7 @@ class Preparation:
         texts = template_texts(recipe.template, tokenizer.chat_template)
         parts = {
             "data": self.identity.parts,
-            "names": [self.names.index(source.path) for source in self.sources],
+            "names": [[self.names.index(name) for name in names_of(source)] for source in self.sources],
             "settings": settings,
             "tokenizer": tokenizer_digest(tokenizer),
             "templates": texts,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from imprint.data.conversation import Conversation
 from imprint.prepare import Prepared
 from imprint.render.turns import Turn
+
+T = TypeVar("T")
+_TRIES = 8  # candidates for each sample: where documents are mixed in, some of them ask nothing
 
 
 def fixed_prompts(prepared: Prepared) -> list[tuple[Turn, Conversation]]:
@@ -19,9 +23,18 @@ def fixed_prompts(prepared: Prepared) -> list[tuple[Turn, Conversation]]:
         (prepared.validation, loaded.validation) if prepared.validation else (prepared.train, loaded.train)
     )
     different = _different(turns.last_prompts)
-    count = min(prepared.recipe.samples, len(different))
-    chosen = [turns[different[i * len(different) // count]][-1] for i in range(count)]
-    return [(turn, whole[turn.conversation]) for turn in chosen]
+    asked = [
+        (turn, conversation)
+        for turn in (turns[i][-1] for i in _spread(different, _TRIES * prepared.recipe.samples))
+        if (conversation := whole[turn.conversation]).is_chat  # a document asks nothing
+    ]
+    return _spread(asked, prepared.recipe.samples)
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items, evenly spread; all, where there are fewer."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _different(prompts: NDArray[np.uint64]) -> list[int]:

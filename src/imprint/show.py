@@ -14,7 +14,7 @@ from imprint.data.conversation import Conversation
 from imprint.data.ledger import Ledger
 from imprint.preparation import read_and_render, rendered, turns_of
 from imprint.recipe import Recipe
-from imprint.render.account import Account, Owned, owned
+from imprint.render.account import Account, Owned, owned, owned_whole
 from imprint.render.control import escape_control
 from imprint.render.resolve import Rendering
 from imprint.render.turns import LeftOut, Noticed, ReplyText, Turn, reply_texts
@@ -93,6 +93,17 @@ class Shown:
     def views(self, conversation: Conversation, turns: Sequence[Turn]) -> list[View]:
         """The turns of one conversation with their texts, and whose each token is."""
         recipe, encoder = self.recipe, self.rendering.encoder
+        if not conversation.is_chat:
+            return [
+                View(
+                    turn,
+                    i,
+                    encoder.decode(turn.prompt),
+                    encoder.decode(turn.completion),
+                    owned_whole(turn, encoder),
+                )
+                for i, turn in enumerate(turns)
+            ]
         replies = {
             reply.turn: reply
             for reply in reply_texts(

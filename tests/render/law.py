@@ -134,8 +134,8 @@ def _up_to_stop(full: str, trained: Trained) -> str | None:
 def _continues_thought(trained: Trained, prompt: str, full: str) -> bool:
     """Whether the completion is the rest of a thought that the prompt opens, and the reply.
 
-    White space aside; but the reply and its end exactly. In place of the thought the rendering has
-    its own, empty or not, or none.
+    White space in the thought aside; the reply and its end exactly. In place of the thought the
+    rendering has its own, empty or not, or none.
     """
     reasoning, answer = thought_of(trained.message)
     found = _opened(prompt)
@@ -143,11 +143,15 @@ def _continues_thought(trained: Trained, prompt: str, full: str) -> bool:
         return False
     start, opening, closing, closed = found
     rest, written, thought = bare(full[start:]), bare(trained.text), bare(reasoning or "")
+    behind = trained.text
     if not closed:
-        ends = [thought + bare(tag) for _, tag in TAGS if written.startswith(thought + bare(tag))]
-        if not reasoning or not ends:
+        tag = next((tag for _, tag in TAGS if written.startswith(thought + bare(tag))), None)
+        if not reasoning or tag is None or not _set_off(behind, reasoning):
             return False
-        written = written[len(ends[0]) :]
+        written = written[len(thought + bare(tag)) :]
+        behind = behind.split(tag, reasoning.count(tag) + 1)[-1]
+    if not _set_off(behind, answer):
+        return False
     end, inside = bare(closing), ("", thought)
     own = {"", *(bare(opening) + inner + end for inner in inside), thought + end}
     inline = {"", f"<think>{thought}</think>"} if trained.message.reasoning is None else {""}
@@ -159,6 +163,12 @@ def _continues_thought(trained: Trained, prompt: str, full: str) -> bool:
     last = full[full.rfind(shown) :]
     exact = decode(ids_of(last, trained.made), trained.made) == last
     return trained.text.endswith(last) or not exact  # some decoders lose a space beside added tokens
+
+
+def _set_off(text: str, own: str) -> bool:
+    """Whether it begins with newlines, and white space of its own, alone: a space may be the tokenizer's."""
+    space = text[: len(text) - len(text.lstrip())]
+    return not space.removesuffix(own[: len(own) - len(own.lstrip())]).strip("\n")
 
 
 def _opened(prompt: str) -> tuple[int, str, str, bool] | None:

@@ -69,6 +69,13 @@ def assert_sound(turn: Turn, conversation: Conversation, rendering: Rendering) -
         bos = tokenizer.bos_token_id
         assert bos is None or bos not in trained[:-1], "there is a BOS in the reply"
         _check_thought(tokenizer, message, prompt, completion, full)
+        if full.startswith(prompt) and _shows_thought(message, full):
+            _check_beginning(tokenizer, ids, full)  # the white space around the thought too
+
+
+def _shows_thought(message: Message, full: str) -> bool:
+    thought = (thought_of(message)[0] or "").strip()
+    return thought != "" and any(f"{thought}{gap}{tag}" in full for tag in _CLOSING for gap in ("", "\n"))
 
 
 def _served(
@@ -259,8 +266,11 @@ def _check_beginning(tokenizer: Any, ids: list[int], full: str) -> None:
     bos, text = tokenizer.bos_token_id, _decode(tokenizer, whole)
     if bos is not None:
         assert ids[:-1].count(bos) <= whole.count(bos), "there is a BOS that the rendering lacks"
-    added = ids[-1] == tokenizer.eos_token_id and text.startswith(_decode(tokenizer, ids[:-1]))
-    assert added or text.startswith(_decode(tokenizer, ids)), "it is another text than the template's"
+    if text.startswith(_decode(tokenizer, ids)):
+        return
+    before = _decode(tokenizer, ids[:-1])
+    added = ids[-1] == tokenizer.eos_token_id and text.startswith(before) and not text[len(before) :].strip()
+    assert added, "it is another text than the template's"
 
 
 def _check_thought(tokenizer: Any, message: Message, prompt: str, completion: str, full: str) -> None:
@@ -278,8 +288,10 @@ def _check_thought(tokenizer: Any, message: Message, prompt: str, completion: st
     content = _as_decoded(tokenizer, answer)
     before, _, end = completion.rpartition(content)
     assert not before.strip(), "something stands before the reply"
-    written = _as_decoded(tokenizer, full).rpartition(content)[2].strip()
-    assert written.startswith(end.strip().removesuffix(tokenizer.eos_token or "")), "its end is another"
+    written = _as_decoded(tokenizer, full).rpartition(content)[2]
+    assert written.startswith(end) or written == end.removesuffix(tokenizer.eos_token or "").rstrip(), (
+        "its end is another"
+    )
 
 
 def _words(message: Message) -> str:

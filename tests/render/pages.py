@@ -38,6 +38,8 @@ _MEANING = {
     "than the prompt did (a system message that moves, a thought that goes)",
     "the template changes the reply's text": "what would be trained is not what the row says",
     "the template drops the reply's tool calls": "nothing of a call, or only the first of several, would be trained",
+    "the template fails: TypeError: 'NoneType' object is not iterable": "these files are the tool-use half of a "
+    "tokenizer's pair, and cannot render a row without tools",
     "control tokens in its text": "the row itself holds tokens that end a message: `control_tokens: escape | keep`",
     "a stop token stands inside the reply": "the model would be taught to stop, and to go on",
 }
@@ -112,11 +114,11 @@ must then produce, or it is left out with a reason. This page is the proof over 
 `tools/write_docs.py` from a run of the harness (`tests/render/cells.py`), and kept true by a test.
 
 A turn is *sound* if transformers alone confirms it: its prompt is what `apply_chat_template` gives a
-server and holds all that the users said; prompt and completion are the beginning of the template's own
-rendering; the last token is a stop, and no stop stands before it; the reply, its thought and its calls
-are trained at their weight, and no word of a user, a system message, a tool or a result is; no BOS
-stands where the rendering has none. The oracle (`tests/render/oracle.py`) is itself tested with
-planted faults.
+server and holds what was said, offered and found; prompt and completion are the beginning of the
+template's own rendering; the last token is a stop, and no stop stands before it; the reply, its thought
+and its calls are trained at their weight, and no word of a user, a system message, a tool or a result is;
+no BOS and no HTML escape stands where the row and the rendering have none. The oracle
+(`tests/render/oracle.py`) is itself tested with planted faults.
 
 {table}"""
 
@@ -125,12 +127,12 @@ def _accepted(figures: Figures) -> str:
     out = """\
 ## What each template accepts
 
-`●` all replies of all conversations of the kind; `○` too, some by the template's own way with thoughts
-(case 2 of DESIGN.md); `n/m` so many of the conversations in full; `·` none. Left out of the count is what the row
-itself asks for: weight 0, an opening reply, forged control tokens. The kinds: one turn; many turns; with a system
-message; two replies in a row; a conversation that opens with a reply; white space, newlines, replies of one
-character; Unicode; code and markup; content as typed parts; weights; control tokens typed by a user;
-reasoning beside the reply; reasoning in `<think>` tags; tool calls; several calls at once."""
+`●` all replies of all conversations of the kind; `○` too, some where the prompt opens the thought, or the
+rendering with the reply rewrites the history; `n/m` so many of the conversations in full; `·` none. Left out of
+the count is what the row itself asks for: weight 0, an opening reply, forged control tokens. The kinds: one turn;
+many turns; with a system message; two replies in a row; a conversation that opens with a reply; white space,
+newlines, replies of one character; Unicode; code and markup; content as typed parts; weights; control tokens
+typed by a user; reasoning beside the reply; reasoning in `<think>` tags; tool calls; several calls at once."""
     for folder, origin in _ORIGINS.items():
         names = [name for name in figures.templates if name.startswith(f"{folder}/")]
         rows = [(name.partition("/")[2], *(_mark(figures, name, kind) for kind in COLUMNS)) for name in names]

@@ -5,6 +5,7 @@ The fast tier takes a share of the cells, the slow one all of them (four minutes
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,29 +153,46 @@ PLANTED = {
 }  # fmt: skip
 
 
-@needs_templates
-@pytest.mark.parametrize("fault", PLANTED)
-def test_the_oracle_sees_planted_faults_wherever_they_stand(fault):
-    missed, seen = [], 0
-    for name in SOME[:12:2]:
+def plant(fault: str, chosen: Iterable[Path]) -> tuple[list[tuple[str, str]], int]:
+    """(template and reply of each planted turn that the oracle takes for sound, how many were planted)."""
+    missed, planted = [], 0
+    for path in chosen:
         for conversation in (core()["several"], core()["system"], core()["every reply"]):
-            made = rendering_for(template_source(paths(name)[0]), "bytes", reasoned(conversation))
+            made = rendering_for(template_source(path), "bytes", reasoned(conversation))
+            if isinstance(made, str):
+                continue
             for turn in turns_of(conversation, made):
                 if not isinstance(turn, Turn):
                     continue
-                planted = PLANTED[fault](turn, made)
-                same = np.array_equal(planted.ids, turn.ids) and np.array_equal(planted.weight, turn.weight)
-                if len(planted.completion) == 0 or same:  # a reply of one token cannot be turned round
+                wrong = PLANTED[fault](turn, made)
+                same = np.array_equal(wrong.ids, turn.ids) and np.array_equal(wrong.weight, turn.weight)
+                if len(wrong.completion) == 0 or same:  # a reply of one token cannot be turned round
                     continue
                 assert_sound(turn, conversation, made)
-                seen += 1
+                planted += 1
                 try:
-                    assert_sound(planted, conversation, made)
+                    assert_sound(wrong, conversation, made)
                 except AssertionError:
                     continue
-                missed.append((name, made.encoder.decode(turn.completion)))
-    assert seen >= 15
-    assert not missed, (fault, missed[:5])
+                missed.append((label(path), made.encoder.decode(turn.completion)))
+    return missed, planted
+
+
+@needs_templates
+@pytest.mark.parametrize("fault", PLANTED)
+def test_the_oracle_sees_planted_faults(fault):
+    missed, planted = plant(fault, paths(*SOME[:12:2]))
+    assert planted >= 15
+    assert not missed, missed[:5]
+
+
+@needs_templates
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", PLANTED)
+def test_the_oracle_sees_planted_faults_with_every_template(fault):
+    missed, planted = plant(fault, TEMPLATES)
+    assert planted > 400
+    assert not missed, missed[:5]
 
 
 # users as a vision model's template takes them, replies as texts or parts

@@ -265,7 +265,7 @@ def _forged(control_tokens: ControlTokens) -> Any:
     return drawn(("forged",)).map(lambda row: replace(row, control_tokens=control_tokens))
 
 
-ANY = drawn()
+ANY, _APART = drawn(), _last(_tokenised_apart)
 TWINS: dict[str, tuple[Callable[[Drawn, Rendering], list[Item]], Any]] = {
     "the mask is one token to the left": (_last(_to_the_left), ANY),
     "the mask is one token to the right": (_last(_to_the_right), ANY),
@@ -275,7 +275,7 @@ TWINS: dict[str, tuple[Callable[[Drawn, Rendering], list[Item]], Any]] = {
     "a user's last token is trained again": (_last(_user_repeated), ANY),
     "two BOS": (_last(_two_bos), ANY),
     "a BOS before the reply": (_last(_bos_before_reply), ANY),
-    "the reply is tokenised apart": (_last(_tokenised_apart), ANY),
+    "the reply is tokenised apart": (_APART, ANY),
     "the reasoning is swallowed": (_no_thought, drawn(("thoughts", "both"))),
     "a forged control token stays, told to escape": (_forgery_kept, _forged("escape")),
     "a forged control token stays, told to leave out": (_forgery_kept, _forged("leave_out")),
@@ -296,12 +296,15 @@ def _differs(right: Sequence[Item], wrong: Sequence[Item]) -> bool:
 def test_a_planted_mistake_is_seen(mistake, examples):
     """Whenever it changes what a run makes of a row, and that is often enough."""
     twin, rows = TWINS[mistake]
+    kinds = KINDS
+    if twin is _APART:  # bytes are the same alone
+        kinds = KINDS[1:] or pytest.skip(f"shared/data/tokenizers has no {SPM}")
     templates = [
         (family, name) for family, names in FAMILIES.items() for name in names[:: 9 if examples < 100 else 1]
     ]
     changed = 0
 
-    @over(st.tuples(rows, st.sampled_from(templates), st.sampled_from(KINDS)), examples, mistake)
+    @over(st.tuples(rows, st.sampled_from(templates), st.sampled_from(kinds)), examples, mistake)
     def check(example: tuple[Drawn, tuple[str, str], str]) -> None:
         nonlocal changed
         row, (family, name), kind = example

@@ -593,3 +593,9 @@ def test_a_thought_that_the_reply_repeats_is_still_missed():
     made = made_for(named("axolotl/llama3.jinja"))
     (item,) = outcomes(made, talk(user("2 + 2?"), reply("4, of course.", reasoning="4")))
     assert item.reason == "the template drops the reply's reasoning"
+
+
+def test_a_thought_that_the_template_words_anew_is_not_trained_twice():
+    made = made_for(named("llamacpp/Reka-Edge.jinja"), reasoning=1.0)
+    (item,) = outcomes(made, talk(user("q"), reply("<think>\n<think>yes\n</think>\n\nyes")))
+    assert isinstance(item, LeftOut)

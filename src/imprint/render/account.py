@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imprint.data.conversation import Conversation
+from imprint.render.documents import DOCUMENT, TOKENS
 from imprint.render.preview import visible
 from imprint.render.spans import TEMPLATE, TOOLS, Span, attribute, token_offsets, token_spans
 from imprint.render.tokens import Encoder
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 REPLY, EARLIER, UNKNOWN = "the reply", "earlier replies", "not attributed"
-KINDS = ("system", "user", "tool results", "tool definitions", EARLIER, REPLY, TEMPLATE, UNKNOWN)
+WHOLE = {DOCUMENT: "documents", TOKENS: "rows tokenised elsewhere"}  # cases that no template rendered
+KINDS = (
+    "system", "user", "tool results", "tool definitions", EARLIER, REPLY, TEMPLATE, *WHOLE.values(), UNKNOWN
+)  # fmt: skip
 _MOST_WRITTEN = 8
 _NAMES = {"tool": "tool results", TOOLS: "tool definitions"}
 HOW = (
@@ -38,6 +42,9 @@ HOW = (
 CASES = {
     "prefix": "the prompt is the beginning of the template's own rendering",
     "thought": "the prompt opens a thought that the template's rendering leaves out",
+    "rerendered": "behind its prompt, the reply as the template writes it once earlier thoughts are gone",
+    DOCUMENT: "a piece of a document: every token is trained",
+    TOKENS: "a row that was tokenised elsewhere",
     "everything": "every token is trained (train_on: everything)",
     "truncated": "cut at max_length: its stop is not trained",
 }
@@ -152,6 +159,14 @@ def _read_off(turn: Turn, text: str, holder: tuple[Turn, Owned]) -> Owned | None
         return None
     spans = [span for span in known.spans if span.start < len(text) and span.message_index <= turn.turn]
     return Owned(text, spans, known.offsets[:size], known.owners[:size])
+
+
+def owned_whole(turn: Turn, encoder: Encoder) -> Owned:
+    """A turn that no template rendered: all of it is the document's, or the row's."""
+    text = encoder.decode(turn.ids)
+    span = Span(0, len(text), WHOLE[turn.case], 0)
+    offsets = token_offsets(encoder, text, turn.ids)
+    return Owned(text, [span], offsets, [0] * len(turn) if offsets is not None else None)
 
 
 class Account:

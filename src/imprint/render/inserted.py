@@ -49,7 +49,8 @@ def inserted_texts(
     """
     seen: dict[str, set[_Kind]] = {}
     kinds: dict[_Kind, Conversation] = {}
-    for conversation in islice(conversations, _LOOKED_AT):
+    chats = (conversation for conversation in conversations if conversation.is_chat)
+    for conversation in islice(chats, _LOOKED_AT):
         kinds.setdefault(_kind(conversation), conversation)
     for kind, conversation in kinds.items():
         for text in _added(conversation, template, encoder):

@@ -101,6 +101,8 @@ def _finish_thought(thought: Thought, completion: str, message: Message) -> str:
     reply = reply.removeprefix(thought.closing).lstrip()
     if message.reasoning is None:  # the thought stood in tags, which a template may render as text
         reply = reply.removeprefix(message.content.removesuffix(answer).strip()).lstrip()
+    if reply.count(thought.closing) > answer.count(thought.closing):  # a version of its own
+        raise Refused("the template changes the reply's reasoning", f"{completion[:80]!r}")
     newline = "\n" if "\n" in thought.gap else ""
     return f"{reasoning.strip()}{newline}{thought.closing}{newline * 2}{reply}"
 

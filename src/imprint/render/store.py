@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from imprint.data.conversation import Place
 from imprint.data.spool import BUFFER, map_file
-from imprint.render.turns import Ids, Turn
+from imprint.render.tokens import Ids
+from imprint.render.turns import Turn
 
 TURN = np.dtype(
     [

@@ -97,6 +97,11 @@ class Encoder:
         self.num_tokens = size
         self.exact_shortcut = True
         self.lossless = self._is_lossless()
+        # what stands around a text in pretraining: BOS where the tokenizer adds one by itself, end-of-text
+        first = self.tokenizer("a").input_ids[:1]
+        starts = first if first == [self.tokenizer.bos_token_id] else []
+        ends = [] if self.eos is None else [self.tokenizer.eos_token_id]
+        self.text_start, self.text_end = np.array(starts, np.int32), np.array(ends, np.int32)
         self._tails: dict[str, Ids] = {}  # added token + what follows it → ids
 
     def added_spans(self, text: str) -> list[tuple[int, int]]:

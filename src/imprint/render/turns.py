@@ -6,69 +6,33 @@ the template's own rendering of the conversation adds to it (DESIGN.md, "Turn").
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from imprint.data.conversation import Conversation, Place
 from imprint.errors import DataError
 from imprint.render.control import escape_control, find_control
+from imprint.render.documents import turns_without_template
 from imprint.render.faithful import Fault, context_fault, reply_fault
 from imprint.render.form import without_thoughts
 from imprint.render.split import graft, split_reply
 from imprint.render.template import Refused, Template
-from imprint.render.tokens import Encoder
+from imprint.render.tokens import Encoder, Ids
+from imprint.render.turn import LeftOut as LeftOut
+from imprint.render.turn import Noticed as Noticed
+from imprint.render.turn import TooLong as TooLong
+from imprint.render.turn import Turn as Turn
+from imprint.render.turn import fit as fit
 
-Ids = NDArray[np.int32]
 TrainOn = Literal["replies", "last_reply", "everything"]
-TooLong = Literal["leave_out", "truncate", "error"]
 Unfaithful = Literal["leave_out", "error", "keep"]
 ControlTokens = Literal["leave_out", "escape", "keep"]
 
-CHUNK = 512  # conversations tokenised in one call
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """One reply to learn, in its context.
-
-    prompt      int32   [m]  the ids that a server would feed
-    completion  int32   [n]  the ids that the model must then produce, the stop token last
-    weight      float32 [n]  share of each in the loss
-    """
-
-    prompt: Ids
-    completion: Ids
-    weight: NDArray[np.float32]
-    source: Place
-    conversation: int  # index in the list that was rendered
-    turn: int  # index of the reply's message
-    case: str = "prefix"
-
-    def __post_init__(self) -> None:
-        assert len(self.prompt) > 0, "the first token to learn is predicted from a prompt"
-        assert len(self.completion) == len(self.weight) > 0, "a turn has one weight per token to learn"
-
-    @property
-    def ids(self) -> Ids:
-        return np.concatenate((self.prompt, self.completion))
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A reply that is not trained: why (a short, stable reason) and where (with what was seen)."""
-
-    reason: str
-    source: Place
-    turn: int
-    detail: str = ""
+CHUNK = 512  # conversations tokenised in one call, or fewer of so many characters:
+CHUNK_CHARACTERS = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +46,6 @@ class ReplyText:
     conversation: int
     turn: int
     case: str
-
-
-@dataclass(frozen=True, slots=True)
-class Noticed:
-    """Something that the user should know of a conversation whose replies are trained all the same."""
-
-    warning: str
-    source: Place
 
 
 def reply_texts(
@@ -223,19 +179,34 @@ def render(
     `stop_ids` are those at which a server stops: none may stand inside a reply.
     """
     stops = tuple(map(int, stop_ids))
-    numbered = iter(enumerate(conversations))
-    while chunk := list(islice(numbered, CHUNK)):
-        texts: list[ReplyText] = []
-        for index, conversation in chunk:
-            for item in reply_texts(
-                conversation, index, template, encoder, train_on, unfaithful, control_tokens
-            ):
-                if isinstance(item, ReplyText):
-                    texts.append(item)
-                else:
-                    yield item
-        for text, (prompt, completion) in zip(texts, encoder.encode_turns(texts), strict=True):
-            yield fit(_turn(text, prompt, completion, stops), max_length, too_long)
+    waiting: list[ReplyText | Turn | LeftOut] = []
+    size = 0
+
+    def tokenised() -> Iterator[Turn | LeftOut]:
+        ids = iter(encoder.encode_turns([item for item in waiting if isinstance(item, ReplyText)]))
+        for item in waiting:
+            made = _turn(item, *next(ids), stops) if isinstance(item, ReplyText) else item
+            yield fit(made, max_length, too_long) if isinstance(item, ReplyText) else item
+        waiting.clear()
+
+    for index, conversation in enumerate(conversations, 1):
+        items: Iterable[ReplyText | Turn | LeftOut | Noticed]
+        if conversation.is_chat:
+            items = reply_texts(
+                conversation, index - 1, template, encoder, train_on, unfaithful, control_tokens
+            )
+        else:
+            items = turns_without_template(conversation, index - 1, encoder, max_length, too_long)
+        for item in items:
+            if isinstance(item, ReplyText | Turn):
+                waiting.append(item)
+                size += len(item) if isinstance(item, Turn) else len(item.prompt) + len(item.completion)
+            else:
+                yield item
+        if index % CHUNK == 0 or size > CHUNK_CHARACTERS:
+            yield from tokenised()
+            size = 0
+    yield from tokenised()
 
 
 def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Sequence[int]) -> Turn | LeftOut:
@@ -249,24 +220,3 @@ def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Sequence[i
         return LeftOut("its prompt or its reply has no tokens", text.source, text.turn)
     weight = np.full(len(completion), text.weight, np.float32)
     return Turn(prompt, completion, weight, text.source, text.conversation, text.turn, text.case)
-
-
-def fit(turn: Turn | LeftOut, max_length: int, too_long: TooLong) -> Turn | LeftOut:
-    """The turn as it is, cut, or left out, so that it has at most `max_length` tokens."""
-    if isinstance(turn, LeftOut) or len(turn) <= max_length:
-        return turn
-    size = f"{len(turn):,} tokens, of which {len(turn.prompt):,} are its prompt"
-    if too_long == "error":
-        raise DataError(
-            "a turn is longer than max_length",
-            where=f"{turn.source}, message {turn.turn}",
-            found=size,
-            expected=f"at most {max_length:,} tokens",
-            fix="raise max_length, shorten the row, or too_long=leave_out (too_long=truncate cuts replies)",
-        )
-    room = max_length - len(turn.prompt)
-    if room < 1:
-        return LeftOut("its prompt alone fills max_length", turn.source, turn.turn, size)
-    if too_long == "leave_out":
-        return LeftOut("it is longer than max_length", turn.source, turn.turn, size)
-    return replace(turn, completion=turn.completion[:room], weight=turn.weight[:room], case="truncated")

@@ -19,8 +19,9 @@ SOURCE = Path(__file__).parent.parent / "src"
 # `cache` keeps what preparation makes.
 FLOOR = {
     "cli": 7, "cli_show": 7, "cli_config": 7, "cli_arguments": 7, "api": 7,
+    "cli_data": 7, "cli_check": 7, "cli_sets": 7, "cli_left_out": 7,
     "run": 6, "prepare": 6, "save": 6, "folder": 6, "build": 6, "samples": 6, "demo": 6,
-    "show": 6, "show_row": 6, "show_diff": 6, "show_page": 6,
+    "show": 6, "show_row": 6, "show_diff": 6, "show_page": 6, "left_out": 6,
     "preparation": 6, "cache": 3,
     "train": 5, "evaluate": 5, "export": 5, "serve": 5, "studio": 5, "synth": 5,
     "distributed": 4,
@@ -36,6 +37,10 @@ SEES_RECIPE = {
     "build",
     "folder",
     "cli",
+    "cli_data",
+    "cli_check",
+    "cli_left_out",
+    "left_out",
     "api",
     "run",
     "prepare",
@@ -68,6 +73,10 @@ LIGHT = (
     "cli_show",
     "cli_config",
     "cli_arguments",
+    "cli_data",
+    "cli_check",
+    "cli_sets",
+    "cli_left_out",
     "api",
 )
 

@@ -41,7 +41,7 @@ def test_the_two_commands_are_targets_of_make() -> None:
 
 def test_the_commands_of_a_first_run(place: Path) -> None:
     commands = [line for block in blocks("bash")[1:] for line in block.splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 10
     for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
         assert words[0] == "imprint"

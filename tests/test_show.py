@@ -122,6 +122,31 @@ def test_a_row_that_is_not_trained_says_why(line, said, show, mixed):
     assert "⟦" not in done.out
 
 
+def test_messages_of_trees_that_lie_apart(show, tmp_path):
+    """One message a row: the tree is shown at its root, and the other rows say so; a lost one is refused."""
+    keys = ("message_id", "parent_id", "message_tree_id", "role", "text")
+    rows = [
+        ("u1", None, "t", "prompter", "Hi"),
+        ("v1", None, "s", "prompter", "Yo"),
+        ("a1", "u1", "t", "assistant", "Hello"),
+        ("b1", "v1", "s", "assistant", "Yes?"),
+        ("a2", "gone", "t", "assistant", "Lost"),
+    ]
+    data = write_rows(tmp_path / "flat.jsonl", [dict(zip(keys, row, strict=True)) for row in rows])
+    for line, said in [
+        (1, "Hello"),
+        (2, "Yes?"),
+        (4, "the root of its tree"),
+        (5, "the parent of a message is missing"),
+    ]:
+        done = show(data, "--row", str(line), "bad_rows=leave_out")
+        assert done.code == 0, done.err
+        assert said in done.out
+    done = show(data, "--row", "9", "bad_rows=leave_out")
+    assert done.code == 2
+    assert ":5 (the last line that holds a row)" in done.err
+
+
 @pytest.mark.parametrize("option", ["--json", "--diff=llama2", "--html=page.html"])
 def test_of_a_refused_row_there_is_nothing_else_to_show(option, show, mixed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -323,3 +348,22 @@ def test_escaped_control_tokens_are_still_the_user_s(tiny, tmp_path):
     assert file.missing == 0
     assert file.kinds["user"].context > 5
     assert file.kinds["user"].trained == 0
+
+
+def test_a_turn_that_is_refused_when_rendered_again_is_shown_by_its_ids(shown, monkeypatch):
+    from imprint.render.limits import OUT_OF_TIME
+    from imprint.render.template import Refused, Template
+
+    expected = [(view.prompt, view.completion) for view in shown.all_views()]
+    real = Template.render
+
+    def refuse_second(self, messages, *more, **options):
+        if len(messages) >= 3:
+            raise Refused(OUT_OF_TIME)
+        return real(self, messages, *more, **options)
+
+    monkeypatch.setattr(Template, "render", refuse_second)
+    views = list(shown.all_views())
+    assert [(view.prompt, view.completion) for view in views] == expected
+    assert all(view.owned.offsets is not None for view in views)
+    assert sum(file.turns for file in shown.account().files.values()) == 3

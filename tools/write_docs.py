@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from imprint.data.catalogue import FORMATS, Format
 from imprint.schema import Setting, describe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -42,6 +44,53 @@ def _line(row: Setting) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
 
+FORMATS_HEAD = """\
+# Formats
+
+Every row is recognised by itself, by its columns and, where these do not tell, by its values; rows of
+several formats may stand in one file. Made from `src/imprint/data/catalogue.py` by `tools/write_docs.py`;
+a test keeps it up to date.
+
+- A list of messages goes before a pair of texts, and that before a text alone. Of formats of one kind, the one
+  that needs more of the row's columns is taken. Where several still fit, the row is refused, and the message
+  says how to choose: `data.0.format=NAME`.
+- Columns with names of your own: `data.0.fields.prompt=COLUMN data.0.fields.response=COLUMN`; the parts are
+  the columns below.
+- Any row may also have `system` (or `system_prompt`), `tools` (or `functions`; a list or its JSON text), `weight`
+  and `id`. Further columns are not used; the ledger says so of those that often belong to a prompt.
+- Messages may have `weight` or `train`, `name`, `tool_calls` or `function_call`, `tool_call_id`, `reasoning`;
+  their content may be a text or parts (`text`, `refusal`, `thinking`, `tool_use`, `tool_result`, ...). Images and
+  sounds are refused.
+- A `.txt` file is one document. To train on its paragraphs, write them as rows of a column `text`.
+- Refused, each with its reason: prompts without a reply, texts alone, ground truth without its question, tasks of
+  several turns that a program answers, a text with a label, a conversation that was rendered already, and of
+  labelled completions (KTO) those of the label false.
+
+| format | columns | what becomes of a row | example |
+|---|---|---|---|
+"""
+
+
+def formats_page() -> str:
+    """docs/formats.md: every format of a row."""
+    return FORMATS_HEAD + "".join(map(_format_line, FORMATS))
+
+
+def _format_line(format: Format) -> str:
+    columns = ", ".join(f"`{column}`" for column in format.columns)
+    if format.uses:
+        columns += "; also " + ", ".join(
+            f"`{column}`" for column in format.uses if column not in format.columns
+        )
+    cells = (
+        f"`{format.name}`",
+        columns,
+        format.becomes,
+        f"`{json.dumps(format.example, ensure_ascii=False)}`",
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
 def templates_page() -> str | None:
     """docs/templates.md: what every template accepts, by a run of the whole harness (some minutes)."""
     pages = _harness("pages")
@@ -68,6 +117,7 @@ def _harness(module: str) -> Any:
 
 PAGES: dict[str, Callable[[], str | None]] = {
     "recipe.md": recipe_page,
+    "formats.md": formats_page,
     "trl-twins.md": twins_page,
     "templates.md": templates_page,
 }

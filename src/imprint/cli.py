@@ -19,6 +19,8 @@ import typer
 from imprint import __version__, cli_show
 from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on
 from imprint.cli_config import config
+from imprint.cli_data import data
+from imprint.cli_left_out import LeftOutFile, kept_apart
 from imprint.errors import ImprintError, Interrupted, RunError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(config, name="config", help="See the settings of a run, and where each comes from.")
+app.add_typer(data, name="data", help="Check data, convert it, find open sets.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +101,7 @@ app.command("show", epilog=cli_show.EPILOG)(cli_show.show)
 def train(
     arguments: Arguments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    left_out: LeftOutFile = None,
 ) -> None:
     """Train a model on demonstrations, into a new run folder.
 
@@ -107,7 +111,13 @@ def train(
     recipe = resolved(arguments).recipe
     from imprint.run import train as run_train
 
-    _print_result(run_train(recipe, speaker_on(console_for(stderr=True))), as_json)
+    with kept_apart(left_out, recipe) as keep:
+        result = run_train(
+            recipe,
+            speaker_on(console_for(stderr=True)),
+            lambda prepared: keep(prepared.recipe, prepared.rendering),
+        )
+    _print_result(result, as_json)
 
 
 @app.command("resume", epilog="Example: imprint resume runs/base-train")

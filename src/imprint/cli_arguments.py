@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from imprint.errors import ImprintError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,3 +51,20 @@ def console_for(*, stderr: bool = False) -> Console:
 def speaker_on(console: Console) -> Callable[[Any], None]:
     """Prints what a run says: text as it is (paths and tokens hold brackets), or what rich can print."""
     return partial(console.print, markup=False)
+
+
+@contextmanager
+def said_plainly() -> Iterator[None]:
+    """Errors of verbs that take data alone name its settings as they are given: format=…, not data.0.format=…"""
+    try:
+        yield
+    except ImprintError as error:
+        parts = {name: getattr(error, name) for name in ("where", "found", "expected", "fix")}
+        plain = {name: plainly(text) for name, text in parts.items()}
+        if plain == parts:
+            raise
+        raise type(error)(plainly(error.what), **plain) from error
+
+
+def plainly(text: str) -> str:
+    return re.sub(r"\bdata\.\d+\.(?=[a-z])", "", text)

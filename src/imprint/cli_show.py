@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imprint.cli_arguments import Arguments, console_for, resolved
+from imprint.cli_left_out import LeftOutFile, kept_apart
 from imprint.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def show(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a page to look through, that needs no network."),
     ] = None,
+    left_out: LeftOutFile = None,
 ) -> None:
     """Show what will be trained, token by token. Needs a tokenizer, no weights.
 
@@ -72,7 +74,9 @@ def show(
             return _print_refused(place, error)
         recipe = recipe.model_copy(update={"bad_rows": "leave_out"})  # only this row is asked for
     now = datetime.now()
-    shown = shown_turns(recipe, now)
+    with kept_apart(left_out, recipe) as keep:
+        shown = shown_turns(recipe, now)
+        keep(shown.recipe, shown.rendering)
     found = None if place is None else row_at(shown, place)
     other = None
     if diff is not None:
@@ -110,9 +114,7 @@ def _views(shown: Shown, row: Row | None, number: int | None) -> Iterator[View]:
     """The turns to show: of the row, or the first ones."""
     if row is None:
         return shown.all_views(number)
-    if row.conversation is None:
-        return iter(())
-    return iter(shown.views(row.conversation, row.turns[:number]))
+    return row.views(shown, number)
 
 
 def _print_json(shown: Shown, row: Row | None, number: int | None) -> None:
@@ -183,7 +185,7 @@ def _print_diff(shown: Shown, other: Shown, row: Row | None, number: int | None)
     from imprint.render.compare import as_diff, verdict
     from imprint.show_diff import pairs
 
-    conversations = shown.conversations if row is None else [row.conversation] if row.conversation else []
+    conversations = shown.conversations if row is None else row.conversations
     console = console_for()
     colour = console.color_system is not None
     seen = Counter[str]()

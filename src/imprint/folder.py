@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from imprint import settings
-from imprint.data.readers import locate
+from imprint.data.locate import absolute
 from imprint.errors import RunError
 from imprint.model.load import model_fingerprint
 from imprint.prepare import Prepared
@@ -120,10 +120,6 @@ def working_on(run: Path, is_main: bool) -> Iterator[None]:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its local files named absolutely, so that a run resumes from any directory."""
-
-    def absolute(source: DataSource) -> DataSource:
-        path = locate(source)
-        return source if path is None else source.model_copy(update={"path": str(path.resolve())})
 
     changed: dict[str, Any] = {"data": [absolute(source) for source in recipe.data]}
     if isinstance(recipe.validation, DataSource):

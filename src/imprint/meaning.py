@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from glob import has_magic
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imprint.recipe import DataSource, Recipe
 from imprint.schema import KeyPath
 
-DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".txt", ".zst"}
+DATA_SUFFIXES = {
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather"),
+    *(".gz", ".zst", ".xz", ".bz2"),
+}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -30,14 +35,21 @@ def is_local_model(model: str) -> bool:
 
 
 def is_local_data(path: str) -> bool:
-    """Whether a source is a file here, and not a hub id; a missing file is still a file."""
-    return Path(path).suffix.lower() in DATA_SUFFIXES or Path(path).exists()
+    """Whether a source is here (a file, a folder, a glob, or -), and not a hub id; a missing file is still a file."""
+    return (
+        path == "-"
+        or has_magic(path)
+        or Path(path).suffix.lower() in DATA_SUFFIXES
+        or exists(expanduser(path))
+    )
 
 
 def _source_is_local(recipe: Recipe, key: str) -> bool:
     top, *rest = key.split(".")
     source = recipe.data[int(rest[0])] if top == "data" else recipe.validation
-    return isinstance(source, DataSource) and is_local_data(source.path)
+    if not isinstance(source, DataSource) or not is_local_data(source.path):
+        return False
+    return rest[-1] != "split" or not (Path(expanduser(source.path)) / "dataset_dict.json").is_file()
 
 
 def _not_validated(recipe: Recipe, _key: str) -> bool:

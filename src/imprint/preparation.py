@@ -159,6 +159,13 @@ def _rendering(recipe: Recipe, tokenizer: Any, folder: Path, now: datetime, reas
     )
 
 
+def rendering_of(recipe: Recipe, now: datetime, reasoning: float = 0.0) -> Rendering:
+    """How a recipe's model would see conversations of which a share has reasoning; no data is read."""
+    folder = Path(recipe.model)
+    tokenizer = load_tokenizer(str(folder), recipe.revision, recipe.trust_remote_code)
+    return _rendering(recipe, tokenizer, folder, now, reasoning)
+
+
 def read_and_render(
     recipe: Recipe, folder: Path, now: datetime, validation: float | DataSource
 ) -> tuple[Loaded, Rendering, Ledger]:
@@ -225,6 +232,18 @@ def turns_of(
     return store
 
 
+# what mends the reasons for which all of a file's replies are left out
+_REMEDIES = {
+    "the template drops the reply's reasoning": "template=chatml shows reasoning in <think> tags; "
+    "unfaithful=keep trains the replies without it",
+    "the template has no place for tools": "template=chatml has one",
+    "the prompt opens a thought and the row has no reasoning": "choose a template that opens none: "
+    "template=chatml",
+    "control tokens in its text": "control_tokens=escape makes ordinary text of them",
+    "it is longer than max_length": "raise max_length, or too_long=truncate",
+}
+
+
 def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> DataError:
     """The error that says why no reply can be used."""
     reasons = [
@@ -233,10 +252,12 @@ def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> Da
         for reason, tally in level.left.items()
     ]
     details = [detail for detail in ledger.details.values() if detail]
+    most = max(ledger.turns.left, key=lambda reason: ledger.turns.left[reason].count, default="")
+    fix = "see what becomes of each row: give the same arguments to `imprint show`"
     return DataError(
         f"0 {kind} rows: every reply was left out",
         where=", ".join(source.path for source in sources),
         found="\n".join(reasons + details[:2]),
         expected="at least one reply that the template renders and max_length has room for",
-        fix="see what becomes of each row: give the same arguments to `imprint show`",
+        fix=f"{_REMEDIES[most]}; or {fix}" if most in _REMEDIES else fix,
     )

@@ -27,13 +27,20 @@ class DataSource(Settings):
     """One source of demonstrations. A bare string in a recipe stands for `{path: …}`."""
 
     path: Text
-    """A file (.json, .jsonl, .csv, .parquet, also .gz) or a Hugging Face hub id."""
+    """A file (.json, .jsonl, .csv, .tsv, .txt, also .gz, .zst, .xz, .bz2; .parquet, .arrow), a folder of such
+    files, a glob ('data/*.jsonl'), - for JSON lines on standard input, a Hugging Face hub id, or
+    a short name for one (`imprint data sets`)."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How much of the source is used: about this share of its rows, drawn by the seed and their places alone,
+    so that rows added at the end change nothing, and a larger share takes all that a smaller one takes."""
     format: Text = "auto"
     """The format of the rows: auto recognises it row by row; otherwise one of `imprint show --help`'s names."""
     fields: dict[str, str] = {}
     """Which column plays which part, where the names are your own: {prompt: question_text, response: gold}."""
+    branches: Literal["all", "best"] = "all"
+    """Of a tree of replies (OpenAssistant): train every reply, or only the best-ranked one of each prompt."""
     split: Text = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder of several that `datasets` saved."""
     config: Text | None = None
     """Configuration (subset) of a hub dataset."""
     revision: Text | None = None
@@ -78,7 +85,7 @@ class Recipe(Settings):
     # as which tokens
     template: Text = "auto"
     """Chat template: auto (the tokenizer's own), a .jinja file, or a preset: chatml, llama2, llama3,
-    mistral, gemma, vicuna, zephyr, alpaca, plain."""
+    mistral, gemma, vicuna, zephyr, alpaca, plain; or the name of one, where the tokenizer has several."""
     template_options: dict[str, Any] = {}
     """Variables given to the template, at training and as the serving default: {enable_thinking: false}."""
     train_on: Literal["replies", "last_reply", "everything"] = "replies"

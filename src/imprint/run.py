@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,14 +53,20 @@ class Result:
     is_main: bool = True
 
 
-def train(recipe: Recipe, say: Say = lambda _: None) -> Result:
-    """Train what `recipe` describes into a new run folder; UserError before anything is written."""
+def train(
+    recipe: Recipe, say: Say = lambda _: None, when_prepared: Callable[[Prepared], None] = lambda _: None
+) -> Result:
+    """Train what `recipe` describes into a new run folder; UserError before anything is written.
+
+    `when_prepared` is called once, with the data as it will be trained.
+    """
     refuse_existing(recipe)
     read_model_facts(recipe.model, recipe.revision)  # a misspelt folder is found before the hub is asked
     folder = find_model(recipe.model, recipe.revision)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     now = datetime.now().replace(microsecond=0)
     prepared = prepare(recipe, folder, now, size)
+    when_prepared(prepared)
     return _with_mesh(prepared, now, None, say)
 
 

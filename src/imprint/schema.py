@@ -237,7 +237,8 @@ def _bound_words(bounds: dict[str, Any]) -> str:
         return f" from {low} to {bounds['le']}"
     if low:
         return f", {low} or more"
-    return f" above {bounds['gt']}" if "gt" in bounds else ""
+    above = f" above {bounds['gt']}" if "gt" in bounds else ""
+    return above + (f", at most {bounds['le']}" if above and "le" in bounds else "")
 
 
 def _keys_of(group: type[BaseModel]) -> str:

@@ -17,6 +17,7 @@ from imprint.recipe import Recipe
 from imprint.render.account import Account, Owned, owned, owned_whole
 from imprint.render.control import escape_control
 from imprint.render.resolve import Rendering
+from imprint.render.tokens import Encoder
 from imprint.render.turns import LeftOut, Noticed, ReplyText, Turn, reply_texts
 
 UNLIMITED = 1 << 40
@@ -95,13 +96,7 @@ class Shown:
         recipe, encoder = self.recipe, self.rendering.encoder
         if not conversation.is_chat:
             return [
-                View(
-                    turn,
-                    i,
-                    encoder.decode(turn.prompt),
-                    encoder.decode(turn.completion),
-                    owned_whole(turn, encoder),
-                )
+                View(turn, i, *_decoded(turn, encoder), owned_whole(turn, encoder))
                 for i, turn in enumerate(turns)
             ]
         replies = {
@@ -117,14 +112,14 @@ class Shown:
             )
             if isinstance(reply, ReplyText)
         }
-        texts = [replies[turn.turn].prompt + replies[turn.turn].completion for turn in turns]
+        # what was stored may be refused now (by a limit): then the ids say what was trained
+        written = {turn.turn: _decoded(turn, encoder) for turn in turns if turn.turn not in replies}
+        written |= {number: (reply.prompt, reply.completion) for number, reply in replies.items()}
+        texts = ["".join(written[turn.turn]) for turn in turns]
         said = escape_control(conversation, encoder) if recipe.control_tokens == "escape" else conversation
         views = []
         for turn, known in zip(turns, owned(turns, texts, said, encoder), strict=True):
-            reply = replies[turn.turn]
-            prompt, completion = reply.prompt, reply.completion
-            if turn.case in CUT:
-                prompt, completion = encoder.decode(turn.prompt), encoder.decode(turn.completion)
+            prompt, completion = _decoded(turn, encoder) if turn.case in CUT else written[turn.turn]
             views.append(View(turn, _number(conversation, turn), prompt, completion, known))
         return views
 
@@ -171,6 +166,10 @@ def shown_turns(recipe: Recipe, now: datetime | None = None) -> Shown:
         recipe = recipe.model_copy(update={"max_length": (facts.context if facts else None) or UNLIMITED})
     groups = turns_of(loaded.train, recipe, rendering, ledger, "trained")
     return Shown(groups, loaded.train, loaded.validation, rendering, recipe, ledger)
+
+
+def _decoded(turn: Turn, encoder: Encoder) -> tuple[str, str]:
+    return encoder.decode(turn.prompt), encoder.decode(turn.completion)
 
 
 def _number(conversation: Conversation, turn: Turn) -> int:

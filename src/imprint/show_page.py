@@ -85,14 +85,14 @@ def write_page(path: Path, shown: Shown, other: Shown | None, row: Row | None, n
 def _turns(
     shown: Shown, other: Shown | None, row: Row | None, number: int, sources: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    conversations = shown.conversations if row is None else [row.conversation] if row.conversation else []
+    conversations = shown.conversations if row is None else row.conversations
     if other is not None:
         for pair in islice(pairs(shown, other, conversations), number):
             yield _pair(pair, shown, other, sources)
         return
     views: Iterable[View] = shown.all_views(number)
     if row is not None:
-        views = shown.views(row.conversation, row.turns[:number]) if row.conversation else ()
+        views = row.views(shown, number)
     for view in views:
         rendering = shown.rendering
         left = side_of(view.turn, view.owned, rendering.encoder, rendering.stop_ids)

@@ -10,13 +10,14 @@ from typing import NoReturn
 
 from imprint.data.conversation import Conversation, Place
 from imprint.data.formats import converter
+from imprint.data.gather import read
 from imprint.data.ledger import Ledger
 from imprint.data.load import load
-from imprint.data.readers import read
+from imprint.data.locate import names_of
 from imprint.errors import DataError, nearest
 from imprint.recipe import DataSource, Recipe
 from imprint.render.turns import LeftOut, Turn
-from imprint.show import Shown
+from imprint.show import Shown, View
 
 _SPEC = re.compile(r"(?:(?P<file>.+):|:)?(?:line |row )?(?P<line>\d+)")
 
@@ -34,13 +35,25 @@ class Out:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one record: its conversation if it has one, its turns, and what was left out."""
+    """What became of one record: its conversations, each with its turns, and what was left out."""
 
     place: Place
-    conversation: Conversation | None
-    turns: list[Turn]
+    parts: list[tuple[Conversation, list[Turn]]]
     out: list[Out]
     held_out: bool = False
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        return [conversation for conversation, _ in self.parts]
+
+    @property
+    def turns(self) -> list[Turn]:
+        return [turn for _, turns in self.parts for turn in turns]
+
+    def views(self, shown: Shown, number: int | None) -> Iterator[View]:
+        """The first turns of the record, with their texts."""
+        every = (view for conversation, turns in self.parts for view in shown.views(conversation, turns))
+        return islice(every, number)
 
 
 class _Reasons(Ledger):
@@ -70,7 +83,8 @@ def find_record(recipe: Recipe, spec: str) -> tuple[Place, DataError | None]:
     there is no such place.
     """
     found = _SPEC.fullmatch(spec.strip())
-    files = list(dict.fromkeys(source.path for source, _ in sources_of(recipe)))
+    sources = [(source, key, names_of(source)) for source, key in sources_of(recipe)]
+    files = list(dict.fromkeys(name for *_, names in sources for name in names))
     if found is None:
         raise DataError(
             "it names no row",
@@ -79,22 +93,26 @@ def find_record(recipe: Recipe, spec: str) -> tuple[Place, DataError | None]:
             fix=f"--row {files[0]}:1",
         )
     file = _file(spec, found["file"] or "", files)
-    wanted, seen = int(found["line"]), None
-    for source, key in sources_of(recipe):
-        if source.path != file:
+    wanted, seen, behind = int(found["line"]), None, None
+    for source, key, names in sources:
+        if file not in names:
             continue
         convert = converter(source, key)
-        for record in read(source):
-            if record.place.line > wanted:
-                _no_such_row(spec, seen, record.place)
-            seen = record.place
-            if seen.line == wanted:
+        for record in read(source, seed=recipe.seed):
+            if record.place.file != file:
+                continue
+            place = record.place
+            if place.line == wanted:
                 try:
                     convert(record)
                 except DataError as error:
-                    return seen, error
-                return seen, None
-    _no_such_row(spec, seen, None)
+                    return place, error
+                return place, None
+            if place.line < wanted:  # not always in order: rows that belong together come together
+                seen = max(seen or place, place)
+            else:
+                behind = min(behind or place, place)
+    _no_such_row(spec, seen, behind)
 
 
 def _file(spec: str, given: str, files: list[str]) -> str:
@@ -126,21 +144,24 @@ def _no_such_row(spec: str, before: Place | None, behind: Place | None) -> NoRet
 
 
 def refused(place: Place, error: DataError) -> Row:
-    return Row(place, None, [], [_out_of(place, error)])
+    return Row(place, [], [_out_of(place, error)])
 
 
 def row_at(shown: Shown, place: Place) -> Row:
     """What became of the record at a place that was not refused."""
     for held_out, conversations in ((False, shown.conversations), (True, shown.held_out)):
+        parts, out = [], []
         for index, conversation in enumerate(conversations):
             if conversation.source != place:
                 continue
             items = shown.items_of(conversation)
-            turns = [_numbered(item, index) for item in items if isinstance(item, Turn)]
-            out = [_left_out(item) for item in items if isinstance(item, LeftOut)]
-            return Row(place, conversation, turns, out, held_out)
-    reason = next(reason for where, reason in _conversations_out(shown) if where == place)
-    return Row(place, None, [], [Out("conversation", place, reason)])
+            parts.append((conversation, [_numbered(item, index) for item in items if isinstance(item, Turn)]))
+            out += [_left_out(item) for item in items if isinstance(item, LeftOut)]
+        if parts:
+            return Row(place, parts, out, held_out)
+    reasons = (reason for where, reason in _conversations_out(shown) if where == place)
+    reason = next(reasons, "it is part of the conversations of another row: the root of its tree")
+    return Row(place, [], [Out("conversation", place, reason)])
 
 
 def everything_left_out(shown: Shown, limit: int) -> list[Out]:

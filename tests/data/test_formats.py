@@ -1,9 +1,12 @@
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
-from imprint.data.conversation import Conversation, Message, Place
-from imprint.data.formats import FORMATS, converter
+from imprint.data.conversation import Conversation, Message, Place, Record
+from imprint.data.formats import FORMATS, converter, explain, is_row, merge_replies
+from imprint.data.split import has_trained
 from imprint.errors import DataError, RecipeError
 from imprint.recipe import DataSource
 
@@ -35,6 +38,40 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '
         ("prompt_completion", {"prompt": OPENAI[:1], "completion": OPENAI[1:]}),
         ("prompt_completion", {"prompt": OPENAI[:1], "completion": "a"}),
         ("question_answer", {"question": "q", "answer": "a", "source": "x", "tools": None}),
+        ("dolly", {"instruction": "q", "context": "", "response": "a", "category": "open_qa"}),
+        ("dolly", {"instruction": "q", "response": "a"}),
+        ("conversation", {"conversation": SHAREGPT}),
+        ("conversation", {"conversation": [{"input": "q", "output": "a"}]}),
+        ("dialog", {"dialog": OPENAI}),
+        ("dialogue", {"dialogue": OPENAI}),
+        ("chat", {"chat": json.dumps(OPENAI)}),
+        ("items", {"items": SHAREGPT}),
+        ("data", {"data": ["q", "a"]}),
+        ("sharegpt", {"conversations": ["q", "a"]}),
+        ("self_instruct", {"instruction": "q", "instances": [{"input": "", "output": "a"}]}),
+        ("prompt_output", {"prompt": "q", "output": "a"}),
+        ("prompt_answer", {"prompt": OPENAI[:1], "answer": "a"}),
+        ("question_response", {"question": "q", "response": "a", "system_prompt": ""}),
+        ("query_response", {"query": "q", "response": "a"}),
+        ("query_answer", {"query": "q", "answer": "a"}),
+        ("input_output", {"input": "q", "output": "a"}),
+        ("input_response", {"input": "q", "response": "a"}),
+        ("input_target", {"task": "t", "input": "q", "target": "a"}),
+        ("inputs_targets", {"inputs": "q", "targets": "a", "task": "t"}),
+        ("problem_solution", {"problem": "q", "solution": "a"}),
+        ("problem_answer", {"problem": "q", "answer": "a"}),
+        ("user_assistant", {"user": "q", "assistant": "a"}),
+        ("human_assistant", {"human": "q", "assistant": "a"}),
+        ("p3", {"inputs": [1], "inputs_pretokenized": "q", "targets": [2], "targets_pretokenized": "a"}),
+        ("prompt_completion", {"prompt": "q", "completion": "a<|endoftext|>", "template": "t"}),
+        ("chosen", {"chosen": OPENAI, "rejected": OPENAI}),
+        ("chosen", {"prompt": "q", "chosen": "a", "rejected": "b"}),
+        ("chosen", {"prompt": "q", "chosen": OPENAI[1:], "rejected": OPENAI[1:]}),
+        ("chosen", {"prompt": "q", "chosen": OPENAI, "score": 3}),
+        ("chosen", {"question": "q", "chosen": "a", "rejected": "b"}),
+        ("chosen", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: no"}),
+        ("chosen", {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a".strip(), "rejected": "b"}),
+        ("text", {"text": "### Human: q### Assistant: a"}),
     ],
 )
 def test_every_format_gives_the_same_conversation(convert, format, row):
@@ -45,7 +82,41 @@ def test_every_format_gives_the_same_conversation(convert, format, row):
 
 def test_every_format_is_tested():
     marks = test_every_format_gives_the_same_conversation.pytestmark
-    assert {args[0] for args in marks[0].args[1]} == {format.name for format in FORMATS}
+    here = {args[0] for args in marks[0].args[1]}
+    there = {
+        "oasst",
+        "oasst_messages",
+        "flan_cot",
+        "bfcl",
+        "xlam",
+        "toolalpaca",
+        "tau_bench",
+    }  # test_shapes, test_trees
+    there |= {f"tokens_{column}" for column in ("labels", "assistant_masks", "completion_mask", "loss_mask")}
+    assert here | there == {format.name for format in FORMATS}
+    assert not here & there
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_the_example_of_every_format_is_of_it(format):
+    place = Place("rows.jsonl", 7)
+    found = explain(format.example, place)
+    assert (found.format, found.ignored) == (format.name, ())
+    assert is_row(format.example)
+    if format.name != "oasst_messages":
+        (made,) = converter(DataSource(path="x"))(Record(format.example, place))
+        assert has_trained(made)
+        assert merge_replies(made) is made
+
+
+def test_the_page_of_the_formats_is_up_to_date():
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("write_docs", root / "tools" / "write_docs.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = (root / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert page == tool.formats_page(), "run: python tools/write_docs.py formats.md"
+    assert all(f"| `{format.name}` |" in page for format in FORMATS)
 
 
 def test_alpaca_input_system_and_history(convert):
@@ -220,7 +291,8 @@ BAD = [
     ({"messages": ["hi"]}, "a message is not an object", 'message 1: "hi"', "with its role"),
     ({"messages": {"role": "user"}}, "the messages are not a list", "{", "write ["),
     ({"messages": "hi"}, "the list of messages is a text but not JSON", "hi", "mend"),
-    ("hi", "the row is not an object", '"hi"', "named columns"),
+    ("hi", "the row is a text alone: a prompt without a reply", '"hi"', "named columns"),
+    (3, "the row is not an object", "3", "named columns"),
     # tools
     (
         message(content="a", tool_calls=[{"function": "f"}]),
@@ -255,13 +327,43 @@ BAD = [
         "rename mesages to messages",
     ),
     ({"x": 1, "y": 2}, "the columns are of no known format", "columns x, y", "data.0.fields.prompt=COLUMN"),
-    ({"prompt": "q"}, "the columns are of no known format", "columns prompt", "fields.response="),
+    ({"prompt": "q"}, "the row is a prompt without a reply", "columns prompt", "fields.response="),
+    (
+        {"instruction": "q", "input": "x"},
+        "the row is a prompt without a reply",
+        "columns instruction",
+        "remove",
+    ),
+    (
+        {"prompt": "q", "respnse": "a"},
+        "the columns are of no known format",
+        "prompt, respnse",
+        "respnse to response",
+    ),
+    (
+        {"Question": "q", "Answer": "a"},
+        "the columns are of no known format",
+        "Question",
+        "rename Answer to answer",
+    ),
+    (
+        {"path": "a", "yaml": "b"},
+        "the columns are of no known format",
+        "columns path, yaml",
+        "name your columns",
+    ),
     ({}, "the columns are of no known format", "columns none", "data.0.fields.prompt"),
     (
         {"prompt": "q", "response": "a", "completion": "b"},
         "the columns fit several formats",
         "response, completion",
         "data.0.format=prompt_response",
+    ),
+    (
+        {"messages": [{"role": "system", "content": "s"}, *OPENAI], "system": "t"},
+        "the row has two system texts",
+        'system: "t"; message 1 (system): "s"',
+        "remove the other",
     ),
     ({"instruction": "q", "output": "a", "history": 3}, "`history` cannot be read", "3", "this form"),
     (
@@ -351,3 +453,21 @@ def test_a_forced_format_needs_its_columns(convert):
     assert "rename anser to answer" in caught.value.fix
     both = {"messages": "x", "prompt": "q", "response": "a"}
     assert convert(both, format="prompt_response").messages == (USER, REPLY)
+
+
+def test_in_a_table_that_mixes_shapes_empty_columns_are_absent():
+    """CSV has no nulls, and Parquet gives every row the columns of all."""
+    convert = converter(DataSource(path="rows.csv"))
+    columns = ("instruction", "input", "output", "messages", "text")
+    chat = json.dumps([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}])
+    for given, roles in (
+        ({"instruction": "Name it.", "input": "x", "output": "y"}, ["user", "assistant"]),
+        ({"messages": chat}, ["user", "assistant"]),
+        ({"text": "A book."}, ["text"]),
+    ):
+        for nothing in ("", None):
+            row = dict.fromkeys(columns, nothing) | given
+            (made,) = convert(Record(row, Place("rows.csv", 2)))
+            assert [message.role for message in made.messages] == roles
+    with pytest.raises(DataError, match="the reply is empty"):  # of one format alone it stays what it is
+        convert(Record({"instruction": "Name it.", "input": "x", "output": ""}, Place("rows.csv", 2)))

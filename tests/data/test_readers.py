@@ -119,9 +119,14 @@ def test_a_broken_document_stops(write, records, text, where, says):
     assert says in str(caught.value)
 
 
-def test_a_document_named_jsonl_says_so(write, records):
+def test_a_document_named_jsonl_is_read_or_says_so(write, records):
+    found = records(write("a.jsonl", '[\n {"a": 1},\n {"a": 2}\n]'))
+    assert [(record.value, str(record.place)) for record in found] == [
+        ({"a": 1}, "a.jsonl:2"),
+        ({"a": 2}, "a.jsonl:3"),
+    ]
     with pytest.raises(DataError, match=r"(?s)one JSON document.*rename it to .json"):
-        records(write("a.jsonl", '[\n {"a": 1}\n]'))
+        records(write("b.jsonl", '{\n "a": 1\n}'))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
@@ -253,10 +258,6 @@ def test_a_cut_off_gzip_file_is_an_error(write, records):
     whole = gzip.compress(os.urandom(10_000).hex().encode())
     with pytest.raises(DataError, match=r"(?s)cannot be read.*whole gzip"):
         records(write("a.jsonl.gz", whole[:5000]))
-    path = write("b.jsonl.gz", "x")
-    path.write_bytes(b'{"a": 1}\n')
-    with pytest.raises(DataError, match="cannot be read"):
-        records(path)
 
 
 def test_a_missing_file_names_the_nearest(write, tmp_path):
@@ -267,7 +268,6 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
         ("trian.jsonl", "write train.jsonl"),
         ("./trian.jsonl", "write train.jsonl"),
         ("nowhere/train.jsonl", "no folder nowhere"),
-        ("folder", "name a file: folder/x.csv"),
         ("folder/q.parquet", "x.csv"),
     ]:
         with pytest.raises(DataError) as caught:
@@ -276,7 +276,7 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
         assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.tsv.gz", "a.parquet.gz", "a"])
+@pytest.mark.parametrize("name", ["a.docx", "a.log.gz", "a.parquet.gz", "a"])
 def test_other_kinds_of_files_are_refused(write, records, name):
     with pytest.raises(DataError, match=r"(?s)kind of file.*\.ndjson"):
         records(write(name, "x"))
@@ -328,6 +328,9 @@ from imprint.errors import DataError
 from imprint.recipe import DataSource
 source = DataSource(path="owner/tiny")
 found = list(read(source))
+most = DataSource(path="owner/tiny", share=0.8)
+drawn = {tuple(r.place.line for r in read(most, seed=seed)) for seed in range(20)}
+assert fingerprint(most) != fingerprint(source) and len(drawn) > 3, drawn
 try:
     read(DataSource(path="owner/tiny", split="trian")).__next__()
 except DataError as error:
@@ -354,9 +357,11 @@ def test_fingerprint_is_of_bytes_and_of_what_changes_the_rows(write, tmp_path):
     assert first == of(write("a.jsonl", ROWS), split="other")  # no setting of a file
     others = [
         of(write("c.jsonl", ROWS[:1])),
-        of(write("a.json", ROWS)),
+        of(write("a.txt", ROWS)),
         of(write("a.jsonl", ROWS), format="alpaca"),
+        of(write("a.jsonl", ROWS), share=0.5),
         of(write("a.jsonl", ROWS), fields={"prompt": "a"}),
         of(write("a.jsonl", ROWS), fields={"prompt": "b"}),
     ]
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 7
+    assert first == of(write("a.json", ROWS))  # the same lines, whatever their name

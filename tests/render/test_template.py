@@ -195,6 +195,26 @@ def test_finding_a_template(tmp_path):
     assert "template=chatml" in str(failure.value)
 
 
+def test_a_tokenizer_with_several_templates(tmp_path, monkeypatch):
+    own = {"rag": "R", "chatml": "mine", "tool_use": "T"}
+    assert find_template("rag", own) == ("R", "the tokenizer's template `rag`")
+    assert find_template("default", own | {"default": "D"}) == ("D", "the tokenizer's template `default`")
+    assert find_template("auto", own | {"default": "D"}) == ("D", "the tokenizer's own template")
+    assert find_template("chatml", own)[1] == "the preset chatml"
+    with pytest.raises(TemplateError, match="no default") as failure:  # as transformers: none is the first
+        find_template("auto", own)
+    assert "rag, chatml, tool_use" in str(failure.value)
+    assert "template=rag" in failure.value.fix
+    with pytest.raises(TemplateError, match="no default"):
+        find_template("auto", {"rag": "R"})
+    with pytest.raises(TemplateError, match="one of the tokenizer's") as failure:
+        find_template("rg", own)
+    assert failure.value.fix == "template=rag"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rag").write_text("a file", encoding="utf-8")
+    assert find_template("rag", own) == ("a file", "rag")
+
+
 # ----------------------------------------------------------------------------- messages
 
 

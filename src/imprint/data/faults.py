@@ -21,6 +21,19 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def show_type(value: Any) -> str:
+    """A value, and of which type it is, as JSON names types."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    return f"{show(value)}, {names.get(type(value), 'null' if value is None else type(value).__name__)}"
+
+
 def from_json(value: Any, what: str, place: Place) -> Any:
     """The value that a text holds as JSON; anything but a text is returned as it is."""
     if not isinstance(value, str):

@@ -1,149 +1,139 @@
-"""Recognise each row by its columns and turn it into a conversation.
+"""Turn each row, whatever its format, into its conversations.
 
-A format is one line of `FORMATS`. Rows of several formats may stand in one file.
+The formats are the lines of `catalogue.FORMATS`; rows of several may stand in one file.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from imprint.data.conversation import Conversation, Message, Place, Record, Tokens
-from imprint.data.faults import bad_row, from_json, show
+from imprint.data.catalogue import BY_NAME, CHAT, COLUMNS, FORMATS, OPTIONAL, PARTS, Format
+from imprint.data.conversation import TEXT, Conversation, Message, Place, Record
+from imprint.data.faults import bad_row, show
 from imprint.data.faults import number as parse_number
-from imprint.data.messages import parse_messages
+from imprint.data.recognise import (
+    BESIDE,
+    Evidence,
+    certain,
+    explain,
+    is_row,
+    not_a_row,
+    recognise,
+    with_names,
+)
 from imprint.data.replies import check, merge_replies
+from imprint.data.shapes import Draft, Row
+from imprint.data.shapes_tools import schemas
+from imprint.data.shapes_tree import Member, Tree, trees
 from imprint.data.text import Broken
 from imprint.errors import DataError, RecipeError, nearest
 from imprint.recipe import DataSource
 
-__all__ = ["FORMATS", "Format", "converter", "is_row", "merge_replies"]
+__all__ = [
+    "COLUMNS", "FORMATS", "OPTIONAL", "Draft", "Evidence", "Format", "converter", "explain", "is_row", "merge_replies"
+]  # fmt: skip
 
-Row = dict[str, Any]
-OPTIONAL = ("system", "tools", "weight", "id", "input", "history")
-
-
-class Draft(NamedTuple):
-    """What a format reads of one conversation; what it leaves open comes from the row's own columns."""
-
-    messages: tuple[Message, ...]
-    tools: Any = None
-    id: str = ""
-    group: str = ""
-    tokens: Tokens | None = None
+Warn = Callable[[str, Place], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """One way to write a demonstration: its name in recipes, the columns a row must have, its reader.
+def converter(
+    source: DataSource, key: str = "data.0", warn: Warn | None = None
+) -> Callable[[Record], tuple[Conversation, ...]]:
+    """What turns a record of `source` into its conversations, or raises DataError for a bad row.
 
-    A row of all the columns of two formats is of the one that needs more of them; a list of
-    messages goes before a pair of texts.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    read: Callable[[Row, Place], tuple[Message, ...] | list[Draft]]
-    chat: bool = False
-
-
-def _chat(column: str) -> Callable[[Row, Place], tuple[Message, ...]]:
-    def read(row: Row, place: Place) -> tuple[Message, ...]:
-        return parse_messages(row[column], place)
-
-    return read
-
-
-def _pair(prompt: str, reply: str) -> Callable[[Row, Place], tuple[Message, ...]]:
-    """A prompt and its reply in two columns, each a text or a list of messages."""
-
-    def read(row: Row, place: Place) -> tuple[Message, ...]:
-        return _side(row, prompt, "user", place) + _side(row, reply, "assistant", place)
-
-    return read
-
-
-def _alpaca(row: Row, place: Place) -> tuple[Message, ...]:
-    """Instruction and input make the prompt; `history` holds earlier [prompt, reply] pairs."""
-    messages: list[Message] = []
-    history = row.get("history") or []
-    for pair in history if isinstance(history, list) else [history]:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise bad_row(
-                "`history` cannot be read",
-                place,
-                show(history),
-                "a list of [prompt, reply]",
-                "write it in this form",
-            )
-        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
-    if row.get("input"):
-        prompt = f"{_text(row, 'instruction', place)}\n\n{_text(row, 'input', place)}"
-        messages.append(Message("user", prompt))
-    else:
-        messages += _side(row, "instruction", "user", place)
-    return (*messages, *_side(row, "output", "assistant", place))
-
-
-def _side(row: Row, column: str, role: str, place: Place) -> tuple[Message, ...]:
-    value = row[column]
-    if type(value) is str:
-        if value.strip():
-            return (Message(role, value),)
-    elif isinstance(value, list) and value:
-        return parse_messages(value, place)
-    elif value is not None and value != []:
-        _text(row, column, place)
-    raise bad_row(
-        "the reply is empty" if role == "assistant" else "the prompt is empty",
-        place,
-        f"column {column}: {show(value)}",
-        "a text to learn" if role == "assistant" else "a text to answer",
-        f"write the {column} or remove the row",
-    )
-
-
-def _text(row: Row, column: str, place: Place) -> str:
-    value: Any = row[column]
-    if not isinstance(value, str):
-        raise bad_row(
-            "a column is not a text", place, f"{column}: {show(value)}", "a text", "write it in double quotes"
-        )
-    return value
-
-
-FORMATS = (
-    Format("messages", ("messages",), _chat("messages"), chat=True),
-    Format("sharegpt", ("conversations",), _chat("conversations"), chat=True),
-    Format("alpaca", ("instruction", "input", "output"), _alpaca),
-    Format("instruction_output", ("instruction", "output"), _alpaca),
-    Format("prompt_response", ("prompt", "response"), _pair("prompt", "response")),
-    Format("prompt_completion", ("prompt", "completion"), _pair("prompt", "completion")),
-    Format("question_answer", ("question", "answer"), _pair("question", "answer")),
-)
-BY_NAME = {format.name: format for format in FORMATS}
-COLUMNS = tuple(dict.fromkeys(column for format in FORMATS for column in format.columns))
-
-
-def is_row(value: Row) -> bool:
-    """Whether an object has all the columns of some format."""
-    return bool(_candidates(tuple(value), frozenset()))
-
-
-def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], tuple[Conversation, ...]]:
-    """What turns a record of `source` into its conversations, one or more, or raises DataError for a bad row.
-
-    `key` is the source's place in the recipe, for the remedies. Raises RecipeError when
+    `key` is the source's place in the recipe, for the remedies; `warn` is told what of a row is not
+    used. A record that is part of a tree at another place gives none. Raises RecipeError when
     `source.format` or a part in `source.fields` does not exist.
     """
+    _refuse_unknown_names(source, key)
     fields = source.fields
-    known = tuple(dict.fromkeys((*COLUMNS, *OPTIONAL)))
+    forced = BY_NAME.get(source.format)
+    mapped = frozenset(fields)
+    reader = functools.partial(trees, branches=source.branches)
+
+    def convert(record: Record) -> tuple[Conversation, ...]:
+        row, place = record.value, record.place
+        if type(row) is not dict:
+            if isinstance(row, Broken):
+                raise row.error
+            if isinstance(row, Member):
+                return ()
+            if isinstance(row, Tree):
+                return _finish(reader(row.row, place), row.row, place, warn)
+            if not isinstance(row, list) or fields:
+                raise not_a_row(row, place)
+            row = {forced.columns[0] if forced and forced.chat else "messages": row}
+        if fields:
+            row = _renamed(row, fields, place, key)
+            try:
+                return read(row, place)
+            except DataError as error:
+                raise _with_fields(error, fields, key) from None
+        return read_any(row, place)
+
+    def read_any(row: Row, place: Place) -> tuple[Conversation, ...]:
+        try:
+            return read(row, place)
+        except DataError:
+            # in a table that mixes shapes, the columns of the others are empty
+            filled = {column: value for column, value in row.items() if value is not None and value != ""}
+            if forced or fields or len(filled) == len(row) or not _is_another(filled, row, place, key):
+                raise
+            return read(filled, place)
+
+    def read(row: Row, place: Place) -> tuple[Conversation, ...]:
+        if "0" in row:
+            row = with_names(row)
+        if forced:
+            _refuse_missing(row, forced, place)
+        format, plain, aside = _plan(tuple(row), mapped)
+        format = forced or format or recognise(row, mapped, place, key)
+        found = reader(row, place) if format.read is trees else format.read(row, place)
+        if aside and warn is not None:
+            for column in aside:
+                if column not in format.columns + format.uses and row[column] and format.rank != CHAT:
+                    warn(f"the column `{column}` is not used: it is no part of {format.name}", place)
+        if plain and type(found) is tuple:  # most rows
+            if not found or found[0].role != TEXT:
+                check(found, place)
+            return (Conversation(found, place, _name(row.get("id"), place)),)
+        return _finish(found if isinstance(found, list) else [Draft(found)], row, place, warn)
+
+    return convert
+
+
+def _is_another(filled: Row, row: Row, place: Place, key: str) -> bool:
+    """Whether a row without its empty columns is of a format, and with them of another or of none."""
+    try:
+        found = recognise(filled, frozenset(), place, key)
+    except DataError:
+        return False
+    try:
+        return recognise(row, frozenset(), place, key) is not found
+    except DataError:
+        return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(columns: tuple[str, ...], mapped: frozenset[str]) -> tuple[Format | None, bool, tuple[str, ...]]:
+    """What columns alone tell: the format if they do; whether none speaks of the conversation; what may go unused."""
+    plain = not any(column in OPTIONAL and column != "id" for column in columns)
+    return certain(columns, mapped), plain, tuple(column for column in columns if column in BESIDE)
+
+
+def _with_fields(error: DataError, fields: dict[str, str], key: str) -> DataError:
+    """The error with the names that the user gave to the columns."""
+    yours = ", ".join(f"{part} = {column}" for part, column in fields.items())
+    found = f"{error.found}\nwhere, by {key}.fields, {yours}"
+    return DataError(error.what, where=error.where, found=found, expected=error.expected, fix=error.fix)
+
+
+def _refuse_unknown_names(source: DataSource, key: str) -> None:
     for word, names, where in [
         *([] if source.format == "auto" else [(source.format, ("auto", *BY_NAME), f"{key}.format")]),
-        *((part, known, f"{key}.fields") for part in fields),
+        *((part, PARTS, f"{key}.fields") for part in source.fields),
     ]:
         if word not in names:
             raise RecipeError(
@@ -155,38 +145,11 @@ def converter(source: DataSource, key: str = "data.0") -> Callable[[Record], tup
                 expected=", ".join(names),
                 fix=f"{where}={like}" if (like := nearest(word, names)) else "take one of these",
             )
-    forced = BY_NAME.get(source.format)
-    mapped = frozenset(fields)
-
-    def convert(record: Record) -> tuple[Conversation, ...]:
-        row, place = record.value, record.place
-        if isinstance(row, Broken):
-            raise row.error
-        if isinstance(row, list) and not fields:
-            row = {forced.columns[0] if forced and forced.chat else "messages": row}
-        elif not isinstance(row, dict):
-            raise bad_row(
-                "the row is not an object", place, show(row), "{...}", "write it with named columns"
-            )
-        elif fields:
-            row = _renamed(row, fields, place, key)
-        try:
-            return _conversations(row, place, forced or _recognise(row, mapped, place, key))
-        except DataError as error:
-            if not fields:
-                raise
-            yours = ", ".join(f"{part} = {column}" for part, column in fields.items())
-            found = f"{error.found}\nwhere, by {key}.fields, {yours}"
-            raise DataError(
-                error.what, where=error.where, found=found, expected=error.expected, fix=error.fix
-            ) from None
-
-    return convert
 
 
-def _conversations(row: Row, place: Place, format: Format) -> tuple[Conversation, ...]:
+def _refuse_missing(row: Row, format: Format, place: Place) -> None:
     for column in format.columns:
-        if column not in row and column != "input":
+        if column not in row and (format.name, column) != ("alpaca", "input"):
             raise bad_row(
                 f"the row is not of the format {format.name}",
                 place,
@@ -196,44 +159,65 @@ def _conversations(row: Row, place: Place, format: Format) -> tuple[Conversation
                 if (like := nearest(column, row))
                 else f"add the column {column}",
             )
-    read = format.read(row, place)
-    drafts = read if isinstance(read, list) else [Draft(read)]
+
+
+def _finish(drafts: list[Draft], row: Row, place: Place, warn: Warn | None) -> tuple[Conversation, ...]:
+    if warn is not None:
+        for draft in drafts:
+            for note in draft.notes:
+                warn(note, place)
     return tuple(_finished(draft, row, place, number) for number, draft in enumerate(drafts))
 
 
 def _finished(draft: Draft, row: Row, place: Place, number: int) -> Conversation:
     """The conversation of a draft, with what the row says of all its conversations."""
     messages = draft.messages
-    if (
-        (system := row.get("system"))
-        and draft.tokens is None
-        and messages[:1] != (Message("system", system),)
-    ):
-        messages = (Message("system", _text(row, "system", place)), *messages)
-    conversation = Conversation(messages, place, tokens=draft.tokens)
-    if conversation.is_chat:
+    if messages and messages[0].role != TEXT:
+        if system := row.get("system") or row.get("system_prompt"):
+            messages = _with_system(messages, system, place)
         check(messages, place)
-    weight, given = row.get("weight"), draft.id or row.get("id")
-    name = str(given) if isinstance(given, (str, int)) and given != "" else str(place)
-    return dataclasses.replace(
-        conversation,
-        id=name if draft.id or not number else f"{name}/{number + 1}",
-        tools=_tools(row.get("tools") if draft.tools is None else draft.tools, place),
-        weight=1.0 if weight is None else parse_number(weight, "weight", place),
-        group=draft.group,
+    elif draft.tokens is None and not messages:
+        check(messages, place)
+    weight, name = row.get("weight"), draft.id or _name(row.get("id"), place)
+    tools = draft.tools
+    if tools is None:
+        tools = schemas(given, place) if (given := row.get("tools") or row.get("functions")) else ()
+    return Conversation(
+        messages,
+        place,
+        name if draft.id or not number else f"{name}/{number + 1}",
+        tools,
+        1.0 if weight is None else parse_number(weight, "weight", place),
+        draft.group or str(row.get("split_group") or ""),
+        draft.tokens,
     )
 
 
-def _tools(value: Any, place: Place) -> tuple[Row, ...]:
-    """The tools on offer exactly as the row gives them: a list of schemas, or its JSON text."""
-    if not value:
-        return ()
-    tools = from_json(value, "`tools`", place)
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+def _name(given: Any, place: Place) -> str:
+    return str(given) if isinstance(given, (str, int)) and given != "" else str(place)
+
+
+def _with_system(messages: tuple[Message, ...], system: Any, place: Place) -> tuple[Message, ...]:
+    """The messages behind the row's system text, which may come in parts, unless they begin with it."""
+    if isinstance(system, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in system
+    ):
+        system = "".join(str(part.get("text", "")) for part in system)
+    if not isinstance(system, str):
         raise bad_row(
-            "`tools` is not a list of objects", place, show(value), "[{...}]", "write a list of schemas"
+            "a column is not a text", place, f"system: {show(system)}", "a text", "write it in double quotes"
         )
-    return tuple(tools)
+    if not system.strip() or (messages[0].role == "system" and messages[0].content == system):
+        return messages
+    if messages[0].role == "system":
+        raise bad_row(
+            "the row has two system texts",
+            place,
+            f"system: {show(system)}; message 1 (system): {show(messages[0].content)}",
+            "one of them",
+            "remove the other",
+        )
+    return (Message("system", system), *messages)
 
 
 def _renamed(row: Row, fields: dict[str, str], place: Place, key: str) -> Row:
@@ -252,41 +236,3 @@ def _renamed(row: Row, fields: dict[str, str], place: Place, key: str) -> Row:
             )
         renamed[part] = row[column]
     return renamed
-
-
-@functools.lru_cache(maxsize=1024)
-def _candidates(columns: tuple[str, ...], mapped: frozenset[str]) -> tuple[Format, ...]:
-    """The formats that a row of these columns fits best: one, none, or several that tie."""
-    present = set(columns)
-    fitting = [format for format in FORMATS if present.issuperset(format.columns)]
-    named = [
-        format for format in fitting if mapped.issuperset(format.columns)
-    ]  # what the user named goes first
-    fitting = named or [format for format in fitting if format.chat] or fitting
-    return tuple(
-        format for format in fitting if not any(set(format.columns) < set(other.columns) for other in fitting)
-    )
-
-
-def _recognise(row: Row, mapped: frozenset[str], place: Place, key: str) -> Format:
-    fitting = _candidates(tuple(row), mapped)
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise bad_row(
-            "the columns fit several formats",
-            place,
-            f"columns {', '.join(row)}",
-            f"one of {', '.join(format.name for format in fitting)}",
-            f"say which: {key}.format={fitting[0].name}",
-        )
-    likes = [(column, like) for column in row if column not in COLUMNS and (like := nearest(column, COLUMNS))]
-    renames = "; ".join(f"rename {column} to {like}" for column, like in likes)
-    named = f"name your columns: {key}.fields.prompt=COLUMN {key}.fields.response=COLUMN"
-    raise bad_row(
-        "the columns are of no known format",
-        place,
-        f"columns {', '.join(row) or 'none'}",
-        " | ".join(" + ".join(format.columns) for format in FORMATS),
-        f"{renames}; or {named}" if renames else named,
-    )

@@ -77,6 +77,11 @@ class Ledger:
         """A record became a conversation."""
         self.records.keep("used")
 
+    def pass_over(self, place: Place, reason: str) -> None:
+        """A record is not wanted; it is read, and no more is done with it."""
+        self.read(place)
+        self.records.keep(reason)
+
     def refuse(self, place: Place, reason: str) -> None:
         """A record is a bad row."""
         self.records.leave(place, reason)

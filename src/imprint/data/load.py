@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple
 
 from imprint.data.conversation import Conversation
 from imprint.data.formats import converter
+from imprint.data.gather import fingerprint, read
 from imprint.data.ledger import Ledger, Tally
-from imprint.data.readers import fingerprint, locate, read
+from imprint.data.locate import stamps_of
 from imprint.data.replies import has_adjacent_replies, merge_replies
 from imprint.data.split import has_trained, prompt_hash, split
 from imprint.data.spool import Numbers, Part, Scratch, Spool, SpoolWriter, write_numbers
@@ -83,14 +84,14 @@ def load(
     place = scratch.path if scratch else folder
     assert place is not None
     with SpoolWriter(place) as spool:
-        rows = _Rows(ledger, base, spool, consecutive_replies, _mark(validation, seed))
+        rows = _Rows(ledger, base, spool, consecutive_replies, _mark(validation, seed), seed)
         for number, source in enumerate(data):
             rows.read(source, f"data.{number}")
         count = len(spool)
         for source in held_out:
             rows.read(source, "validation")
     if bad_rows == "stop" and rows.first is not None:
-        raise _stop(rows.first, rows.bad)
+        raise stopped(rows.first, rows.bad)
     _refuse_none(count, data, "trainable", ledger)
     train, apart = array("q", range(count)), array("q", range(count, len(spool)))
     if held_out:
@@ -104,8 +105,9 @@ def load(
     write_numbers(place / VALIDATION, apart)
     # bad_rows is not part of it: where both settings load at all, they load the same
     settings = [consecutive_replies, None if held_out or not validation else [validation, seed]]
+    drawn = [seed] if any(source.share < 1 for source in (*data, *held_out)) else []
     facts = {
-        "fingerprint": hashlib.sha256(json.dumps([identity.parts, settings]).encode()).hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps([identity.parts, settings, *drawn]).encode()).hexdigest(),
         "reasoning": sum(map(rows.reasoning.__getitem__, train)) / len(train),
         "names": spool.names,
     }
@@ -145,18 +147,19 @@ class _Rows:
         spool: SpoolWriter,
         consecutive_replies: str,
         mark: Callable[[Conversation], int],
+        seed: int,
     ):
         self.ledger, self.base, self.spool = ledger, base, spool
-        self.consecutive_replies, self.mark = consecutive_replies, mark
+        self.consecutive_replies, self.mark, self.seed = consecutive_replies, mark, seed
         self.first: DataError | None = None
         self.bad: dict[str, Tally] = {}
         self.marks = array("Q")
         self.reasoning = bytearray()  # 1 where a reply has reasoning
 
     def read(self, source: DataSource, key: str) -> None:
-        convert = converter(source, key)
         ledger = self.ledger
-        for record in read(source, self.base):
+        convert = converter(source, key, ledger.warn)
+        for record in read(source, self.base, seed=self.seed, ledger=ledger):
             place = record.place
             ledger.read(place)
             try:
@@ -175,12 +178,7 @@ class _Rows:
 
     def keep(self, conversation: Conversation) -> None:
         """Spool a conversation that has something to train, with adjacent replies merged or left out."""
-        if self.consecutive_replies == "leave_out" and has_adjacent_replies(conversation):
-            settled: Conversation | str = "two replies in a row"
-        else:
-            settled = merge_replies(conversation)
-        if not isinstance(settled, str) and (settled.weight == 0 or not has_trained(settled)):
-            settled = "no reply has a weight above 0"
+        settled = settle(conversation, self.consecutive_replies)
         if isinstance(settled, str):
             self.ledger.leave_out(conversation.source, settled)
             return
@@ -189,7 +187,17 @@ class _Rows:
         self.reasoning.append(any(m.role == "assistant" and m.thought[0] for m in settled.messages))
 
 
-def _stop(first: DataError, others: dict[str, Tally]) -> DataError:
+def settle(conversation: Conversation, consecutive_replies: str) -> Conversation | str:
+    """The conversation with adjacent replies merged, or the reason why it is left out."""
+    if consecutive_replies == "leave_out" and has_adjacent_replies(conversation):
+        return "two replies in a row"
+    settled = merge_replies(conversation)
+    if not isinstance(settled, str) and (settled.weight == 0 or not has_trained(settled)):
+        return "no reply has a weight above 0"
+    return settled
+
+
+def stopped(first: DataError, others: dict[str, Tally]) -> DataError:
     """The first bad row in full, and the others counted by reason."""
     found = first.found
     if others:
@@ -214,8 +222,7 @@ def _refuse_none(count: int, sources: Sequence[DataSource], kind: str, ledger: L
 
 def _stamps(sources: Sequence[DataSource], base: Path | None) -> list[tuple[int, int]]:
     """Size and time of change of every source that is a file."""
-    found = [path.stat() for source in sources if (path := locate(source, base)) is not None]
-    return [(one.st_size, one.st_mtime_ns) for one in found]
+    return [stamp for source in sources for stamp in stamps_of(source, base)]
 
 
 def _refuse_changed(

@@ -1,11 +1,17 @@
-"""One conversation's messages: OpenAI's {role, content} and ShareGPT's {from, value}."""
+"""One conversation's messages, as OpenAI, ShareGPT and Anthropic write them.
+
+{role, content} or {from, value}; the content a text or typed parts; tool results may stand inside user messages.
+"""
 
 from __future__ import annotations
 
+import difflib
+import itertools
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import ROLES, Message, Place
-from imprint.data.faults import bad_row, from_json, number, show
+from imprint.data.faults import bad_row, from_json, number, show, show_type
+from imprint.data.text import refuse_surrogates
 from imprint.errors import nearest
 
 ALIASES = {role: role for role in ROLES} | {
@@ -17,6 +23,8 @@ ALIASES = {role: role for role in ROLES} | {
     "bot": "assistant",
     "ai": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "tool_calls": "assistant",
@@ -28,9 +36,19 @@ ALIASES = {role: role for role in ROLES} | {
     "ipython": "tool",
 }
 CALL_ROLES = {"function_call", "tool_call", "tool_calls"}
+PLAIN = {name: role for name, role in ALIASES.items() if name not in CALL_ROLES}
 MESSAGE_KEYS = ("role", "from", "content", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-WEIGHT_KEYS = ("weight", "loss_weight", "train")
+WEIGHT_KEYS = ("weight", "loss_weight", "loss_mask", "train")
+# what imprint reads of a message; a key that is nearly one of them is taken for a slip
+KNOWN_KEYS = (
+    *MESSAGE_KEYS, *REASONING_KEYS, *WEIGHT_KEYS, "name", "tool_calls", "tool_call_id", "function_call", "refusal",
+)  # fmt: skip
+_ALIKE = 0.8  # of difflib's measure: two letters swapped
+_SHORTEST_SLIP = 5  # characters: shorter keys are near to too many others
+TEXTS = {"text", "input_text", "output_text", "refusal"}  # types of parts that the reader of a chat sees
+THOUGHTS = {"reasoning", "thinking"}
+CALLS = {"tool_call", "tool_use"}
 
 
 def parse_messages(values: Any, place: Place) -> tuple[Message, ...]:
@@ -41,10 +59,19 @@ def parse_messages(values: Any, place: Place) -> tuple[Message, ...]:
         raise bad_row(
             "the messages are not a list", place, show(values), "a list of messages", "write [{...}, {...}]"
         )
-    return tuple(_message(value, place, turn) for turn, value in enumerate(values, 1))
+    messages: list[Message] = []
+    for turn, value in enumerate(values, 1):
+        if type(value) is dict and len(value) == 2:  # most messages are a role and a text
+            given, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+            if type(given) is str and type(content) is str and (role := PLAIN.get(given)):
+                messages.append(Message(role, content))
+                continue
+        messages += _message(value, place, turn)
+    return tuple(messages)
 
 
-def _message(value: Any, place: Place, turn: int) -> Message:
+def _message(value: Any, place: Place, turn: int) -> list[Message]:
+    """One message; more where tool results stand inside it."""
     if not isinstance(value, dict):
         raise bad_row(
             "a message is not an object",
@@ -56,14 +83,17 @@ def _message(value: Any, place: Place, turn: int) -> Message:
     given = _either(value, "role", "from", place, turn)
     role = _role(given, place, turn)
     content = value.get("content", value.get("value"))
-    if len(value) == 2 and type(content) is str and given not in CALL_ROLES:
-        return Message(role, content)
+    if content is None and role == "assistant":
+        content = value.get("refusal")
+    if role == "user" and isinstance(content, list) and any(map(_is_result, content)):
+        return _with_results(content, place, turn)
     calls = _calls(value.get("tool_calls"), place, turn)
     if "function_call" in value and value["function_call"] is not None:
         calls += _calls([value["function_call"]], place, turn)
-    if str(given).lower() in CALL_ROLES:
+    if str(given).strip().lower() in CALL_ROLES:
         calls += _calls(from_json(content, "a tool call", place), place, turn)
         content = ""
+    _refuse_slips(value, place, turn)
     parts = _content(content, bool(calls), place, turn)
     reasoning = parts.reasoning or next((value[key] for key in REASONING_KEYS if value.get(key)), None)
     if not (reasoning is None or isinstance(reasoning, str)):
@@ -74,15 +104,51 @@ def _message(value: Any, place: Place, turn: int) -> Message:
             "a text",
             "write it as one text",
         )
-    return Message(
-        role,
-        parts.text,
-        reasoning,
-        calls + parts.calls,
-        _weight(value, role, place, turn),
-        _label(value.get("name")),
-        _label(value.get("tool_call_id")),
-    )
+    weight = _weight(value, role, place, turn)
+    name, call_id = _label(value.get("name")), _label(value.get("tool_call_id"))
+    return [Message(role, parts.text, reasoning, calls + parts.calls, weight, name, call_id)]
+
+
+def _refuse_slips(value: dict[str, Any], place: Place, turn: int) -> None:
+    """DataError for a key that is misspelt, and for two different thoughts of one message."""
+    for key in value:
+        alike = () if key in KNOWN_KEYS else difflib.get_close_matches(key.lower(), KNOWN_KEYS, 1, _ALIKE)
+        if alike and alike[0] not in value and len(alike[0]) > _SHORTEST_SLIP:
+            like = alike[0]
+            raise bad_row(
+                "a message has an unknown key",
+                place,
+                f"message {turn}: {key}: {show(value[key])}",
+                ", ".join(KNOWN_KEYS),
+                f"rename {key} to {like}, or remove it",
+            )
+    thoughts = {value[key] for key in REASONING_KEYS if isinstance(value.get(key), str) and value[key]}
+    if len(thoughts) > 1:
+        raise bad_row(
+            "a message has two different thoughts",
+            place,
+            f"message {turn}: {', '.join(key for key in REASONING_KEYS if value.get(key))}",
+            "one of reasoning_content, reasoning and thinking",
+            "keep one of them",
+        )
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "tool_result"
+
+
+def _with_results(content: list[Any], place: Place, turn: int) -> list[Message]:
+    """The user's part-wise message as tool messages and what the user says beside them, in their order."""
+    messages: list[Message] = []
+    for is_result, parts in itertools.groupby(content, _is_result):
+        if is_result:
+            for part in parts:
+                inner = part.get("content", "")
+                text = _content([] if inner is None else inner, False, place, turn).text
+                messages.append(Message("tool", text, tool_call_id=_label(part.get("tool_use_id"))))
+        else:
+            messages.append(Message("user", _content(list(parts), False, place, turn).text))
+    return messages
 
 
 def _label(value: Any) -> str | None:
@@ -116,7 +182,7 @@ def _content(content: Any, has_calls: bool, place: Place, turn: int) -> Parts:
         raise bad_row(
             "the content of a message is not a text",
             place,
-            f"message {turn}: {show(content)}",
+            f"message {turn}: {show_type(content)}",
             "a text, or a list of text parts",
             "write it as a text, in double quotes",
         )
@@ -124,12 +190,21 @@ def _content(content: Any, has_calls: bool, place: Place, turn: int) -> Parts:
     thoughts: list[str] = []
     calls: tuple[dict[str, Any], ...] = ()
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        inner = part.get(str(kind), part.get("text", part.get("value"))) if isinstance(part, dict) else part
-        if kind == "tool_call":
+        kind, inner = _part(part)
+        if (kind in TEXTS and calls) or (kind in THOUGHTS and (texts or calls)):
+            raise bad_row(
+                "the parts of a message are out of order",
+                place,
+                f"message {turn}: {kind} after {'a tool call' if calls else 'the text'}",
+                "thought, text, tool calls: the order in which a model produces them",
+                "split the message in two, or reorder its parts",
+            )
+        if kind in CALLS:
             calls += _calls(from_json(inner, "a tool call", place), place, turn)
-        elif kind in ("text", "reasoning", "thinking") and isinstance(inner, str):
-            (texts if kind == "text" else thoughts).append(inner)
+        elif kind in THOUGHTS and isinstance(inner, str):
+            thoughts.append(inner)
+        elif (kind in TEXTS or kind == "tool_result") and isinstance(inner, str):
+            texts.append(inner)
         else:
             raise bad_row(
                 "a part of a message is not a text",
@@ -139,6 +214,20 @@ def _content(content: Any, has_calls: bool, place: Place, turn: int) -> Parts:
                 "remove the part or leave the row out",
             )
     return Parts("".join(texts), "".join(thoughts) or None, calls)
+
+
+def _part(part: Any) -> tuple[str, Any]:
+    """The type of a part and what it holds: under its type's name, `text`, `value` or `content`."""
+    if not isinstance(part, dict):
+        return "text", part
+    kind = part.get("type", "text")
+    if not isinstance(kind, str):
+        return "", part
+    if kind == "tool_use":
+        function = {"name": part.get("name"), "arguments": part.get("input")}
+        call = {"type": "function", "function": function}
+        return kind, {"id": part["id"], **call} if part.get("id") else call
+    return kind, next((part[key] for key in (kind, "text", "value", "content") if key in part), None)
 
 
 def _role(given: Any, place: Place, turn: int) -> str:
@@ -183,6 +272,10 @@ def _calls(values: Any, place: Place, turn: int) -> tuple[dict[str, Any], ...]:
             'a list of {"type": "function", "function": {"name": ..., "arguments": ...}}',
             "write the calls in this form",
         )
+    for call in values:
+        given = call.get("function", call).get("arguments")
+        if isinstance(given, str) and "\\ud" in given.lower():  # escaped once more than the row's own texts
+            refuse_surrogates(from_json(given, "a tool call's arguments", place), str(place))
     return tuple(call if "function" in call else {"type": "function", "function": call} for call in values)
 
 

@@ -1,46 +1,111 @@
-"""Tables in, records out: CSV and Parquet."""
+"""CSV and TSV in, records out, one row at a time."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from imprint.data.conversation import Place, Record
-from imprint.data.text import Broken, decode, refuse_foreign
+from imprint.data.text import BOM, Broken, listed, not_utf8
 from imprint.errors import DataError
 
+LONGEST = 1 << 27  # characters of a cell: a quote that is never closed would swallow the file
+SAMPLE = 500  # rows by which the dialect is told
+_MARK = re.compile(r"sep=([^\r\n]?)[ \t]*(\r\n|\n|\r)", re.IGNORECASE)
+_NAME = re.compile(r"([^\W\d][\w\s.:;,/#()-]{0,39})?")  # what can be the name of a column
 
-def csv_rows(data: bytes, file: str) -> Iterator[Record]:
-    """One record per CSV row under the header, a dict of texts; the place is the row's first line."""
-    refuse_foreign(data, file)
-    text = decode(data, file)
-    if "\0" in text:
-        at = text.index("\0")
-        raise DataError(
-            "the file holds a null byte",
-            where=f"{file}:{1 + text.count(chr(10), 0, at)}",
-            found=f"\\0 at byte offset {data.index(0)}",
-            expected="CSV text in UTF-8",
-            fix="remove it; where every second byte is null, save the file as UTF-8",
-        )
-    csv.field_size_limit(2**31 - 1)  # the module's limit of 131,072 characters is shorter than some replies
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-    header: list[str] = []
-    first = 1
+
+class Dialect(NamedTuple):
+    """How a table is written: what stands between cells, whether quotes hold cells, and the marks before it."""
+
+    delimiter: str
+    quoted: bool
+    mark: int = 0  # lines before the header: Excel's `sep=;`
+
+
+class Table(NamedTuple):
+    """The first row of a table: its columns' names, and whether it is itself data."""
+
+    columns: list[str]
+    headerless: bool
+
+
+def dialect(head: bytes, *, tabs: bool) -> Dialect:
+    """How a table is written, by its first bytes."""
+    text = str(head.removeprefix(BOM), "utf-8", "replace")
+    mark = _MARK.match(text)
+    if mark:
+        text = text[mark.end() :]
+    chosen = mark[1] if mark and mark[1] else "\t" if tabs else _delimiter(text)
+    quoted = chosen != "\t" or _widths(text, "\t") is not None
+    return Dialect(chosen, quoted, 1 if mark else 0)
+
+
+def _delimiter(text: str) -> str:
+    """A comma, semicolon or tab: of those in the first line, the first by which all rows are of one width."""
+    first = text.lstrip("\r\n").partition("\n")[0]
+    plain = re.sub(r'"[^"]*"', "", first)
+    there = [char for char in ",;\t" if char in plain]
+    if len(there) > 1:
+        for char in there:
+            widths = _widths(text, char)
+            if widths is not None and len(widths) == 1:
+                return char
+    return there[0] if there else ","
+
+
+def _widths(text: str, delimiter: str) -> set[int] | None:
+    """How many cells the first rows have; None where they cannot be read so."""
+    reader = _cells(io.StringIO(text, newline=""), delimiter, True)
+    widths = []
     try:
         for cells in reader:
-            place, first = Place(file, first), reader.line_num + 1
-            if not cells:
+            if cells:
+                widths.append(len(cells))
+            if len(widths) > SAMPLE:
+                break
+    except csv.Error as error:
+        if "unexpected end" not in str(error):  # the head may end within a cell
+            return None
+    else:
+        widths = widths[:-1] if len(widths) > 1 and not text.endswith(("\n", "\r")) else widths
+    return set(widths)
+
+
+def _cells(texts: Iterable[str], delimiter: str, quoted: bool) -> Any:
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    return csv.reader(texts, delimiter=delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
+
+
+def csv_rows(
+    lines: Iterable[bytes], file: str, style: Dialect, known: Collection[str]
+) -> Iterator[Table | Record]:
+    """The table's columns, then one record per row, a dict of texts; the place is the row's first line.
+
+    `known` are names that columns may have. A first row that has none of them, and holds what
+    cannot be a name, is data: its table has no header, and the columns are "0", "1", ….
+    """
+    csv.field_size_limit(LONGEST)  # the module's limit of 131,072 characters is shorter than some replies
+    reader = _cells(_texts(lines, file, style.mark), style.delimiter, style.quoted)
+    table: Table | None = None
+    first = 1 + style.mark
+    try:
+        for cells in reader:
+            place, first = Place(file, first), reader.line_num + 1 + style.mark
+            if not cells or (table is None and not any(map(str.strip, cells))):
                 continue
-            if not header:
-                header = _header(cells, place)
-            elif len(cells) != len(header):
-                yield Record(Broken(_wrong_width(cells, header, place)), place)
+            if table is None:
+                table = _table(cells, place, known)
+                yield table
+                if not table.headerless:
+                    continue
+            if len(cells) != len(table.columns):
+                yield Record(Broken(_wrong_width(cells, table, place)), place)
             else:
-                yield Record(dict(zip(header, cells, strict=True)), place)
+                yield Record(dict(zip(table.columns, cells, strict=True)), place)
     except csv.Error as error:
         raise DataError(
             "not valid CSV",
@@ -51,67 +116,60 @@ def csv_rows(data: bytes, file: str) -> Iterator[Record]:
         ) from error
 
 
-def _delimiter(text: str) -> str:
-    """A comma, unless the header has none: then the semicolon or tab that it has."""
-    header = text.lstrip("\r\n").partition("\n")[0]
-    return next((char for char in ",;\t" if char in header), ",")
+def _texts(lines: Iterable[bytes], file: str, skip: int) -> Iterator[str]:
+    """The lines as text; DataError for what is not UTF-8, and for null bytes."""
+    offset = 0
+    for number, raw in enumerate(lines, 1):
+        if number == 1 and raw.startswith(BOM):
+            raw, offset = raw[len(BOM) :], len(BOM)
+        if b"\0" in raw:
+            raise DataError(
+                "the file holds a null byte",
+                where=f"{file}:{number}",
+                found=f"\\0 at byte offset {offset + raw.index(0)}",
+                expected="CSV text in UTF-8",
+                fix="remove it; where every second byte is null, save the file as UTF-8",
+            )
+        try:
+            text = str(raw, "utf-8")
+        except UnicodeDecodeError as error:
+            place = f"{file}:{number}"
+            raise not_utf8(error.object, error.start, place, offset + error.start) from error
+        offset += len(raw)
+        if skip:
+            mark = _MARK.match(text)
+            assert mark is not None
+            text, skip = text[mark.end() :], 0
+        if "\r" in text[:-2] or text.endswith("\r"):
+            yield from io.StringIO(text, newline="")  # a carriage return ends a line too
+        elif text:
+            yield text
 
 
-def _header(cells: list[str], place: Place) -> list[str]:
+def _table(cells: list[str], place: Place, known: Collection[str]) -> Table:
+    names = [cell.strip() for cell in cells]
+    if not any(name in known for name in names) and not all(map(_NAME.fullmatch, names)):
+        return Table([str(number) for number in range(len(cells))], True)
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
         raise DataError(
             "two columns have the same name",
             where=str(place),
-            found=", ".join(map(repr, twice)),
+            found=listed(map(repr, twice)),
             expected="a header of different names",
             fix="rename one of them",
         )
-    return cells
+    return Table(cells, False)
 
 
-def _wrong_width(cells: list[str], header: list[str], place: Place) -> DataError:
+def _wrong_width(cells: list[str], table: Table, place: Place) -> DataError:
+    width = len(table.columns)
     return DataError(
         "the row has the wrong number of columns",
         where=str(place),
         found=f"{len(cells)} cells",
-        expected=f"{len(header)}, as in the header: {', '.join(header)}",
+        expected=f"{width}, as in the first row"
+        if table.headerless
+        else f"{width}, as in the header: {listed(table.columns)}",
         fix="put a cell that holds a separator or a line break in double quotes",
     )
-
-
-def parquet_rows(path: Path, file: str) -> Iterator[Record]:
-    """One record per row; the place counts rows from 1. Nulls inside structs are dropped."""
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(without_nulls(row), Place(file, number, "row"))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            "the Parquet file cannot be read",
-            where=str(Place(file, number + 1, "row")),
-            found=str(error).splitlines()[0],
-            expected="a whole Parquet file",
-            fix="fetch or write the file again",
-        ) from error
-
-
-def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of an Arrow table without the nulls inside its columns; a null column stays null.
-
-    Arrow gives every struct the fields of all others, as nulls (ms-swift#10125): a tool's schema
-    would show parameters that it does not have.
-    """
-    return {key: _pruned(value) if isinstance(value, (dict, list)) else value for key, value in row.items()}
-
-
-def _pruned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _pruned(inner) for key, inner in value.items() if inner is not None}
-    return [_pruned(inner) for inner in value] if isinstance(value, list) else value

@@ -1,35 +1,45 @@
-"""Read the records of one source: a file (.json, .jsonl, .csv, .parquet, also .gz) or a hub dataset."""
+"""Read the records of one source: files of any kind in `open.KINDS`, or a hub dataset."""
 
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import json
-import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from imprint.data import formats, parse_json, parse_table
+from imprint.data import formats, parse_arrow, parse_json
 from imprint.data.conversation import Place, Record
-from imprint.errors import DataError, nearest
+from imprint.data.hub import hub_fingerprint, hub_rows
+from imprint.data.ledger import Ledger
+from imprint.data.locate import File, Located, locate
+from imprint.data.open import DAMAGE, Look, damaged, look, unpacked
+from imprint.data.parse_document import json_document
+from imprint.data.parse_table import Table, csv_rows, dialect
+from imprint.data.text import LIMIT, decode, lines, too_long
+from imprint.errors import DataError
 from imprint.recipe import DataSource
 
-KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-ACCEPTED = ".json, .jsonl, .ndjson, .csv (each also .gz), .parquet"
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+NOT_TAKEN = "not taken by share"
 
 
-def read(source: DataSource, base: Path | None = None) -> Iterator[Record]:
+def read(
+    source: DataSource, base: Path | None = None, *, seed: int = 0, ledger: Ledger | None = None
+) -> Iterator[Record]:
     """The records of `source`, in order, each with its place; a relative path starts at `base`.
 
     A row that cannot be parsed, in a file that can be read on, comes as a record whose value is
-    `text.Broken`. Raises DataError when the source is missing, is empty, or cannot be read on.
+    `text.Broken`. Of a source with a share, which records are taken depends on `seed` and on where
+    they stand alone: rows added at the end change nothing, and a larger share takes all that a
+    smaller one takes. `ledger` is told of the others, and of what is worth a warning. Raises
+    DataError when the source is missing, is empty, or cannot be read on.
     """
-    path = locate(source, base)
-    return _not_empty(_hub(source) if path is None else _file(path, source), source.path)
+    found = locate(source, base)
+    if ledger is not None and found is not None:
+        for name in found.others:
+            ledger.warn("a file that is no data was not read", Place(name, 1))
+    return _counted(_parts(source, found, ledger), source, seed, ledger)
 
 
 def fingerprint(source: DataSource, base: Path | None = None) -> str:
@@ -38,138 +48,155 @@ def fingerprint(source: DataSource, base: Path | None = None) -> str:
     The path is not part of it: the same file elsewhere holds the same data. A hub dataset is
     represented by its id, its revision and the fingerprint that `datasets` gives it.
     """
-    path = locate(source, base)
+    found = locate(source, base)
     settings: dict[str, Any] = {"format": source.format, "fields": source.fields}
+    if source.share < 1:
+        settings["share"] = source.share
     digest = hashlib.sha256()
-    if path is None:
+    if found is None:
         settings |= source.model_dump(include={"path", "split", "config", "revision"})
-        digest.update(
-            str(_hub_dataset(source.path, source.config, source.split, source.revision)[1]).encode()
-        )
+        digest.update(hub_fingerprint(source).encode())
+    elif found.saved:
+        folder = found.files[0].path
+        settings |= {"kind": "saved", "split": source.split}
+        for path in parse_arrow.saved_files(folder, source.path, source.split):
+            _hash(path, digest)
+    elif len(found.files) == 1 and not found.files[0].key:
+        (file,) = found.files
+        settings["kind"] = look(file.path, file.name).kind
+        _hash(file.path, digest)
     else:
-        settings["kind"] = _kind(path, source.path)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        settings["files"] = [_of_file(file) for file in found.files]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def locate(source: DataSource, base: Path | None = None) -> Path | None:
-    """The file that `source` names, or None for a hub id; DataError where it is neither."""
-    path = (base or Path()) / Path(source.path).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        files = sorted(item.name for item in path.iterdir() if _suffix(item) in KINDS)
-        raise DataError(
-            "the path is a folder, not a file",
-            where=source.path,
-            found=", ".join(files[:8]) or "no data file in it",
-            expected=f"a file: {ACCEPTED}",
-            fix=f"name a file: {source.path.rstrip('/')}/{files[0]}" if files else "name a file",
-        )
-    if HUB_ID.fullmatch(source.path) and _suffix(path) not in KINDS:
-        return None
-    raise DataError("there is no such file", where=source.path, **_neighbours(path, source.path))
+def _of_file(file: File) -> list[str]:
+    digest = hashlib.sha256()
+    _hash(file.path, digest)
+    return [file.key, look(file.path, file.name).kind, digest.hexdigest()]
 
 
-def _neighbours(path: Path, given: str) -> dict[str, str]:
-    """What an error says about a missing file: what its folder holds, and the name most like it."""
-    if not path.parent.is_dir():
-        return {"found": f"no folder {Path(given).parent}", "fix": "correct the folder's name"}
-    names = sorted(item.name for item in path.parent.iterdir() if item.is_file())
-    like = nearest(path.name, names)
-    if like:
-        return {"found": f"a file {like!r} in that folder", "fix": f"write {Path(given).with_name(like)}"}
-    data = [name for name in names if _suffix(Path(name)) in KINDS]
-    return {"found": ", ".join(data[:8]) or "no data file in its folder", "fix": "correct the path"}
+def _hash(path: Path, digest: Any) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
 
 
-def _suffix(path: Path) -> str:
-    """The suffix that tells the kind of file, in lower case and without .gz."""
-    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+class Part(NamedTuple):
+    """The records of one file of a source, its name in messages, and its name within the source."""
+
+    name: str
+    key: str
+    records: Iterator[Record]
 
 
-def _kind(path: Path, given: str) -> str:
-    kind = KINDS.get(_suffix(path))
-    zipped = path.suffix.lower() == ".gz"
-    if kind is None or (kind == "parquet" and zipped):
-        raise DataError(
-            "imprint does not read this kind of file",
-            where=given,
-            found="".join(path.suffixes[-2:] if zipped else path.suffixes[-1:]) or "no suffix",
-            expected=ACCEPTED,
-            fix="unpack it" if kind else "rename or convert it",
-        )
-    return kind
+def _parts(source: DataSource, found: Located | None, ledger: Ledger | None) -> Iterator[Part]:
+    if found is None:
+        yield Part(source.path, "", hub_rows(source))
+    elif found.saved:
+        rows = parse_arrow.saved_rows(found.files[0].path, source.path, source.split)
+        yield Part(source.path, "", rows)
+    else:
+        for file in found.files:
+            yield Part(file.name, file.key, _file(file, source, ledger))
 
 
-def _file(path: Path, source: DataSource) -> Iterator[Record]:
-    kind, given = _kind(path, source.path), source.path
-    if kind == "parquet":
-        yield from parse_table.parquet_rows(path, given)
-        return
-    zipped = path.suffix.lower() == ".gz"
-    open_file: Callable[..., Any] = gzip.open if zipped else open
-    try:
-        with open_file(path, "rb") as file:
-            if kind == "jsonl":
-                yield from parse_json.json_lines(file, given)
-            elif kind == "csv":
-                yield from parse_table.csv_rows(file.read(), given)
-            else:
-                yield from parse_json.json_document(file.read(), given, functools.partial(_is_row, source))
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            "the file cannot be read",
-            where=given,
-            found=str(error),
-            expected="a whole gzip file" if zipped else "a file that you may read",
-            fix="fetch or write the file again" if zipped else "check its permissions",
-        ) from error
-
-
-def _is_row(source: DataSource, value: dict[str, Any]) -> bool:
-    return any(column in value for column in source.fields.values()) or formats.is_row(value)
-
-
-def _not_empty(records: Iterator[Record], given: str) -> Iterator[Record]:
-    first = next(records, None)
-    if first is None:
+def _counted(parts: Iterator[Part], source: DataSource, seed: int, ledger: Ledger | None) -> Iterator[Record]:
+    """The records that the share takes; DataError where there are none."""
+    read = taken = 0
+    bar = round(source.share * 2**64)
+    for part in parts:
+        before = read
+        for record in part.records:
+            read += 1
+            if source.share < 1 and _lot(part.key, record, seed) >= bar:
+                if ledger is not None:
+                    ledger.pass_over(record.place, NOT_TAKEN)
+                continue
+            taken += 1
+            yield record
+        if read == before and part.key and ledger is not None:
+            ledger.warn("the file is empty", Place(part.name, 1))
+    if not read:
         raise DataError(
             "the file is empty",
-            where=given,
+            where=source.path,
             found="no rows",
             expected="at least one row",
             fix="give another file",
         )
-    yield first
-    yield from records
-
-
-def _hub(source: DataSource) -> Iterator[Record]:
-    rows, _ = _hub_dataset(source.path, source.config, source.split, source.revision)
-    for number, row in enumerate(rows, 1):
-        yield Record(parse_table.without_nulls(row), Place(source.path, number, "row"))
-
-
-@functools.lru_cache(maxsize=4)
-def _hub_dataset(path: str, config: str | None, split: str, revision: str | None) -> tuple[Any, str]:
-    """The dataset (memory-mapped by `datasets`) and its fingerprint."""
-    import datasets
-
-    try:
-        found = datasets.load_dataset(path, config, split=split, revision=revision)
-    except Exception as error:  # the hub, its cache and each dataset's builder raise dozens of types
-        like = nearest(Path(path).name, [item.name for item in Path().glob("*") if _suffix(item) in KINDS])
+    if not taken:
         raise DataError(
-            "the hub dataset cannot be loaded",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="a dataset of that name, configuration and split on the hub or in its local cache",
-            fix=f"write {like}, if you meant the file"
-            if like
-            else "check id, config and split; offline, download it first or give a file",
-        ) from error
-    return found, str(found._fingerprint)
+            "the share takes no row",
+            where=source.path,
+            found=f"share {source.share:g} of {read} rows",
+            expected="at least one row",
+            fix="give a larger share",
+        )
+
+
+def _lot(key: str, record: Record, seed: int) -> int:
+    """64 bits that belong to a record's place; the messages of one tree have one lot."""
+    place, value = record.place, record.value
+    tree = value.get("message_tree_id") if type(value) is dict else None
+    name = f"{seed}/tree {tree}" if isinstance(tree, str) else f"{seed}/{place.unit} {place.line}/{key}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def _file(file: File, source: DataSource, ledger: Ledger | None) -> Iterator[Record]:
+    """The records of one file; where it turns out to be damaged, DataError says behind which one."""
+    seen: Place | None = None
+    codec = ""
+    try:
+        found = look(file.path, file.name)
+        codec = found.codec
+        for record in _rows(file, found, source, ledger):
+            seen = record.place
+            yield record
+    except DAMAGE as error:
+        raise damaged(file.name, error, codec, str(seen or "")) from error
+
+
+def _rows(file: File, found: Look, source: DataSource, ledger: Ledger | None) -> Iterator[Record]:
+    name = file.name
+    if found.kind == "parquet":
+        yield from parse_arrow.parquet_rows(file.path, name)
+        return
+    if found.kind == "arrow":
+        yield from parse_arrow.arrow_rows(file.path, name)
+        return
+    with unpacked(file.path, found.codec) as data:
+        short = not found.codec and file.path.stat().st_size <= LIMIT
+        if found.kind == "json":
+            yield from json_document(data, name, functools.partial(_is_row, source))
+        elif found.kind == "jsonl":
+            yield from parse_json.json_lines(lines(data, name, found.head, short=short), name)
+        elif found.kind == "txt":
+            yield from _document(data.read(LIMIT + 1), name)
+        else:
+            yield from _table(lines(data, name, found.head, short=short), name, found, source, ledger)
+
+
+def _document(data: bytes, name: str) -> Iterator[Record]:
+    """A text file as one record."""
+    if len(data) > LIMIT:
+        raise too_long("text file", name)
+    text = decode(data, name)
+    if text.strip():
+        yield Record({"text": text}, Place(name, 1))
+
+
+def _table(
+    rows: Iterator[bytes], name: str, found: Look, source: DataSource, ledger: Ledger | None
+) -> Iterator[Record]:
+    known = {*formats.COLUMNS, *formats.OPTIONAL, *source.fields.values()}
+    for row in csv_rows(rows, name, dialect(found.head, tabs=found.kind == "tsv"), known):
+        if isinstance(row, Record):
+            yield row
+        elif isinstance(row, Table) and row.headerless and ledger is not None:
+            ledger.warn("the table has no header: its columns are 0, 1, …", Place(name, 1))
+
+
+def _is_row(source: DataSource, value: dict[str, Any]) -> bool:
+    return any(column in value for column in source.fields.values()) or formats.is_row(value)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from imprint.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
+LIMIT = 1 << 30  # bytes of one line, one JSON value, or one text file: each is held in memory
+CHUNK = 1 << 20  # bytes read at a time
+
 # UTF-32 first: its little-endian mark begins with that of UTF-16
 FOREIGN_MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -16,6 +22,16 @@ FOREIGN_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+# Encodings of two bytes a character, each with what its texts are full of
+_DOUBLE = {
+    "cp932": ("SHIFT_JIS", re.compile("[\u3041-\u30fc]")),
+    "euc_jp": ("EUC-JP", re.compile("[\u3041-\u30fc]")),
+    "euc_kr": ("EUC-KR", re.compile("[\uac00-\ud7a3]")),
+    "gb18030": ("GBK", re.compile("[的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年,。,]")),
+    "big5": ("BIG5", re.compile("[的一是不了在人有我他這中大來上國個到說們為子和你地出道也時年,。,]")),
+}
+_CYRILLIC = re.compile("[а-яё]")
+_HIGH = re.compile(rb"[\x80-\xff]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +42,40 @@ class Broken:
 
 
 def refuse_foreign(head: bytes, file: str) -> None:
-    """Raise DataError when the file opens with the byte order mark of another encoding than UTF-8."""
+    """Raise DataError when a file's first bytes are UTF-16 or UTF-32, by their mark or by their zeros."""
     for mark, name in FOREIGN_MARKS.items():
         if head.startswith(mark):
-            raise DataError(
-                f"the file is {name}",
-                where=file,
-                found=f"the byte order mark {mark.hex(' ').upper()} at byte offset 0",
-                expected="UTF-8",
-                fix=f"save it as UTF-8: iconv -f {name} -t UTF-8 OLD > NEW",
-            )
+            raise _foreign(name, f"the byte order mark {mark.hex(' ').upper()} at byte offset 0", file)
+    name = _by_zeros(head[:4096])
+    if name:
+        found = f"a zero byte at byte offset {head.index(0)}, and one beside nearly every letter"
+        raise _foreign(name, found, file)
+
+
+def _by_zeros(head: bytes) -> str:
+    """The encoding in which every letter of the Latin alphabet brings zero bytes along."""
+    zeros = [head[start::4].count(0) for start in range(4)]
+    if sum(zeros) < 3:
+        return ""
+    quarter = len(head) // 4
+    for name, full, last in (("UTF-32LE", (2, 3), 0), ("UTF-32BE", (0, 1), 3)):
+        if all(zeros[i] >= 0.9 * quarter for i in full) and zeros[last] <= 0.1 * quarter:
+            return name
+    even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
+    few, many = sorted((even, odd))
+    if many < 0.2 * quarter or few > 0.05 * many:
+        return ""
+    return "UTF-16LE" if odd > even else "UTF-16BE"
+
+
+def _foreign(name: str, found: str, file: str) -> DataError:
+    return DataError(
+        f"the file is {name}",
+        where=file,
+        found=found,
+        expected="UTF-8",
+        fix=f"save it as UTF-8: iconv -f {name} -t UTF-8 OLD > NEW",
+    )
 
 
 def decode(data: bytes, file: str) -> str:
@@ -44,17 +84,45 @@ def decode(data: bytes, file: str) -> str:
         return str(data.removeprefix(BOM), "utf-8")
     except UnicodeDecodeError as error:
         at = error.start + (len(BOM) if data.startswith(BOM) else 0)
-        raise not_utf8(data[at], f"{file}:{1 + data.count(10, 0, at)}", at) from error
+        raise not_utf8(data, at, f"{file}:{1 + data.count(10, 0, at)}", at) from error
 
 
-def not_utf8(byte: int, where: str, offset: int) -> DataError:
+def not_utf8(data: bytes, at: int, where: str, offset: int) -> DataError:
+    """What is wrong with byte `at` of `data`, which is byte `offset` of the file; names the likely encoding."""
+    name = guess_encoding(data[max(0, at - 2000) : at + 6000])
+    others = " or Latin-1" if name == "WINDOWS-1252" else ""
     return DataError(
         "the text is not UTF-8",
         where=where,
-        found=f"byte 0x{byte:02X} at byte offset {offset} (perhaps Windows-1252 or Latin-1)",
+        found=f"byte 0x{data[at]:02X} at byte offset {offset} (perhaps {name}{others})",
         expected="UTF-8",
-        fix="save it as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
+        fix=f"save it as UTF-8: iconv -f {name} -t UTF-8 OLD > NEW",
     )
+
+
+def guess_encoding(data: bytes) -> str:
+    """iconv's name of the encoding that text which is not UTF-8 most likely has.
+
+    Where bytes above 127 stand alone among letters, it is a Western one; else the one is taken in
+    which the text has most of what its language is full of.
+    """
+    runs = _HIGH.findall(data)
+    high = sum(map(len, runs))
+    if not runs or high / len(runs) < 1.5:
+        return "WINDOWS-1252"
+    best, name = 0.0, "WINDOWS-1252"
+    for codec, (called, common) in _DOUBLE.items():
+        text = str(data, codec, "replace")
+        others = len(re.findall(r"[^\x00-\x7f]", text)) or 1
+        bad = text.count("\ufffd")
+        score = (len(common.findall(text)) - 5 * max(0, bad - 2)) / others  # a window may cut two characters
+        if score > max(best, 0.08):
+            best, name = score, called
+    for codec, called in (("cp1251", "WINDOWS-1251"), ("koi8_r", "KOI8-R")):
+        score = len(_CYRILLIC.findall(str(data, codec, "replace"))) / high
+        if score > max(best, 0.75):
+            best, name = score, called
+    return name
 
 
 def refuse_surrogates(value: Any, where: str) -> None:
@@ -69,3 +137,58 @@ def refuse_surrogates(value: Any, where: str) -> None:
             expected="both halves of a surrogate pair",
             fix="remove the escape, or write the character itself",
         ) from error
+
+
+def lines(file: BinaryIO, name: str, head: bytes, *, short: bool = False) -> Iterator[bytes]:
+    """The lines of a file with their ends: \\n, \\r\\n, or \\r where `head` has no other.
+
+    `short` says that the file is too small for a line beyond LIMIT. Raises DataError for such a line.
+    """
+    if b"\r" in head and b"\n" not in head:
+        yield from _by_return(file, name)
+    elif short:
+        yield from file
+    else:
+        number = 0
+        while raw := file.readline(LIMIT + 1):
+            number += 1
+            if len(raw) > LIMIT:
+                raise too_long("line", f"{name}:{number}")
+            yield raw
+
+
+def _by_return(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Lines that end in a carriage return, as old Macs wrote them."""
+    rest, number = [b""], 0
+    while block := file.read(CHUNK):
+        *whole, last = block.split(b"\r")
+        for line in whole:
+            number += 1
+            yield b"".join(rest) + line + b"\r"
+            rest = []
+        rest.append(last)
+        if sum(map(len, rest)) > LIMIT:
+            raise too_long("line", f"{name}:{number + 1}")
+    if last := b"".join(rest):
+        yield last
+
+
+def too_long(unit: str, where: str) -> DataError:
+    return DataError(
+        f"a {unit} is too long to be read",
+        where=where,
+        found=f"more than {LIMIT >> 20:,} MiB without an end",
+        expected="one row per line, each small enough to hold in memory",
+        fix="split it",
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as an error message can hold them, "none" for none."""
+    text = ", ".join(names)
+    return (text if len(text) <= 300 else text[:297] + "…") or "none"
+
+
+def shown(character: str) -> str:
+    """A character that cannot be seen, by name."""
+    return unicodedata.name(character, f"U+{ord(character):04X}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import Conversation, Message
+from imprint.render.form import arguments_of
 from imprint.render.tokens import Encoder
 
 
@@ -28,7 +29,7 @@ class Forged(NamedTuple):
 
 def find_control(conversation: Conversation, encoder: Encoder) -> Forged | None:
     """The first control token that the data itself brings, if any."""
-    search = encoder.control.search
+    search = encoder.find_control
     for text in _strings(conversation.tools) if conversation.tools else ():
         if found := search(text):
             return Forged(-1, "", found.group())
@@ -46,7 +47,8 @@ def escape_control(conversation: Conversation, encoder: Encoder) -> Conversation
     """
 
     def escaped(text: str) -> str:
-        while encoder.control.search(text):  # one may stand inside another: <<s>s>
+        while encoder.find_control(text):  # one may stand inside another: <<s>s>
+            text = text if encoder.control.search(text) else encoder.normalised(text)
             text = encoder.control.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
         return text
 
@@ -61,7 +63,15 @@ def _texts(message: Message) -> Iterator[str]:
     if message.name:
         yield message.name
     if message.tool_calls:
-        yield from _strings(message.tool_calls)
+        yield from _strings(tuple(map(_parsed, message.tool_calls)))
+
+
+def _parsed(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object: in JSON text, a control token may be spelt in escapes."""
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments_of(function)}}
 
 
 def _escaped_message(message: Message, escaped: Callable[[str], str]) -> Message:
@@ -70,7 +80,7 @@ def _escaped_message(message: Message, escaped: Callable[[str], str]) -> Message
         content=escaped(message.content),
         reasoning=_map(message.reasoning, escaped),
         name=_map(message.name, escaped),
-        tool_calls=_map(message.tool_calls, escaped),
+        tool_calls=tuple(_map(_parsed(call), escaped) for call in message.tool_calls),
     )
 
 

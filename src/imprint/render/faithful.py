@@ -12,6 +12,7 @@ from imprint.render.form import arguments_of
 from imprint.render.template import Template
 
 _ESCAPE = re.compile(r"&(?:#34|#39|quot|lt|gt|amp);")
+_TELLING = 8  # characters of a message's text by which it is known again inside a reply
 
 
 class Fault(NamedTuple):
@@ -21,8 +22,11 @@ class Fault(NamedTuple):
     detail: str
 
 
-def reply_fault(completion: str, message: Message) -> Fault | None:
-    """What of the reply `message` is not in its completion, if anything."""
+def reply_fault(completion: str, message: Message, opening: str | None = None) -> Fault | None:
+    """What of the reply `message` is not in its completion, or is there beside it, if anything.
+
+    `opening` is what the template writes between a prompt and a plain reply, where that is known.
+    """
     reasoning, answer = message.thought
     if answer.strip() not in completion:
         return Fault("the template changes the reply's text", f"{completion[-80:]!r}")
@@ -30,17 +34,35 @@ def reply_fault(completion: str, message: Message) -> Fault | None:
     thought = completion.rpartition(answer.strip())[0] if answer.strip() else completion
     if reasoning and reasoning.strip() not in thought:
         return Fault("the template drops the reply's reasoning", f"{completion[:80]!r}")
-    names = [call.get("function", call).get("name", "") for call in message.tool_calls]
-    if message.tool_calls and has_escapes(completion) and not has_escapes(f"{message}"):
-        return Fault("the template writes HTML escapes into the reply", f"{completion[-80:]!r}")
-    for call in message.tool_calls:
-        function = call.get("function", call)
-        name = function.get("name", "")
-        if completion.count(name) < names.count(name):  # Harmony renders the first of several calls
-            return Fault("the template drops the reply's tool calls", f"{name!r}: {completion[-80:]!r}")
-        for text in _leaves(arguments_of(function)):
-            if not _holds(completion, text):
-                detail = f"{name}: {text[:60]!r} is not in {completion[-80:]!r}"
+    if message.tool_calls:
+        return _call_fault(_own_words(completion, message), message)
+    own = message.content.removesuffix(answer).strip()  # an empty thought in tags
+    if opening is not None and not reasoning and thought.strip() not in ("", own, opening.strip()):
+        return Fault("the template writes something else before this reply", f"{completion[:80]!r}")
+    return None
+
+
+def _own_words(completion: str, message: Message) -> str:
+    """The completion without the reasoning and the text of its message."""
+    reasoning, answer = message.thought
+    head, _, tail = completion.rpartition(answer.strip()) if answer.strip() else ("", "", completion)
+    text = f"{head}\n{tail}"
+    return text.replace(reasoning.strip(), " ", 1) if reasoning else text
+
+
+def _call_fault(text: str, message: Message) -> Fault | None:
+    """What of the calls is not in `text`: each by its name, as often as it is called, and by its arguments."""
+    if has_escapes(text) and not has_escapes(f"{message}"):
+        return Fault("the template writes HTML escapes into the reply", f"{text[-80:]!r}")
+    functions = [call.get("function", call) for call in message.tool_calls]
+    names = [function.get("name", "") for function in functions]
+    for name in dict.fromkeys(names):
+        if _count(text, name) < names.count(name):  # Harmony renders the first of several calls
+            return Fault("the template drops the reply's tool calls", f"{name!r}: {text[-80:]!r}")
+    for function in functions:
+        for ways in _leaves(arguments_of(function)):
+            if not any(_holds(text, way) for way in ways):
+                detail = f"{function.get('name')}: {ways[0][:60]!r} is not in {text[-80:]!r}"
                 return Fault("the template changes the arguments of a tool call", detail)
     return None
 
@@ -50,12 +72,31 @@ def has_escapes(text: str) -> bool:
     return "&" in text and _ESCAPE.search(text) is not None
 
 
+def repeated_fault(completion: str, conversation: Conversation, reply: int) -> Fault | None:
+    """A text of a user, a system or a tool that the template repeats inside the reply, where it would be trained.
+
+    What the row itself says in the reply or in its calls does not count.
+    """
+    message = conversation.messages[reply]
+    rest = _own_words(completion, message)
+    for call in message.tool_calls:
+        for ways in _leaves(arguments_of(call.get("function", call))):
+            for way in ways:
+                rest = rest.replace(way, " ")
+    for index, earlier in enumerate(conversation.messages[:reply]):
+        said = earlier.content.strip()
+        if earlier.role != "assistant" and len(said) >= _TELLING and said in rest:
+            detail = f"message {index + 1} ({earlier.role}) in {completion[-80:]!r}"
+            return Fault(f"the template repeats a {earlier.role} message inside the reply", detail)
+    return None
+
+
 def context_fault(
     prompt: str, conversation: Conversation, since: int, until: int, template: Template
 ) -> Fault | None:
-    """What of the messages `since` to `until`, and of the tools, is not in the prompt, if anything.
+    """What of the messages up to `until`, and of the tools, is not in the prompt, if anything.
 
-    Earlier replies are not asked for: many templates drop their thoughts, and mean to.
+    Tools and calls are asked for once: `since` is the first message that was not looked at before. Of earlier replies only the calls are asked for: many templates drop their thoughts, and mean to.
     """
     if since == 0 and conversation.tools:
         names = [str(tool.get("function", tool).get("name", "")) for tool in conversation.tools]
@@ -63,23 +104,64 @@ def context_fault(
         if missing is not None or not template.offers_tools:
             detail = f"{missing or names[0]!r} is not on offer in the prompt"
             return Fault("the template has no place for tools", detail)
-    for index in range(since, until):
-        message = conversation.messages[index]
-        if message.role != "assistant" and not _holds(prompt, message.content.strip()):
+    at = 0  # behind the user's or the tool's message before: what is said comes in its order
+    for index, message in enumerate(conversation.messages[:until]):
+        if message.role in ("user", "tool"):
+            found = _find(prompt, message.content.strip(), at)
+            at = found if found is not None else at
+        elif message.role == "system":
+            found = _find(prompt, message.content.strip(), 0)
+        else:
+            missing = _missing_call(prompt, message) if index >= since else None
+            if missing is not None:
+                return Fault("the template drops an earlier tool call", f"{missing!r}, message {index + 1}")
+            continue
+        if found is None:
             detail = f"message {index + 1} ({message.role}): {message.content.strip()[:60]!r}"
             return Fault(f"the template drops or changes a {message.role} message", detail)
     return None
 
 
+def _missing_call(prompt: str, message: Message) -> str | None:
+    """The name of a call of this message that the prompt does not hold."""
+    names = (str(call.get("function", call).get("name", "")) for call in message.tool_calls)
+    return next((name for name in names if not _count(prompt, name)), None)
+
+
+def _find(text: str, part: str, start: int) -> int | None:
+    """Where `part` ends in `text`, from `start` on, in whichever way it is written; None where it is not."""
+    at = text.find(part, start)
+    if at >= 0:
+        return at + len(part)
+    for way in _escaped(part):
+        at = text.find(way, start)
+        if at >= 0:
+            return at + len(way)
+    return start if _holds_rewritten(text, part) else None
+
+
+def _count(text: str, part: str) -> int:
+    """How often `part` stands in `text`, not inside longer words."""
+    if not part:
+        return len(text)
+    before = r"(?<!\w)" if part[0].isalnum() else ""
+    behind = r"(?!\w)" if part[-1].isalnum() else ""
+    return len(re.findall(f"{before}{re.escape(part)}{behind}", text))
+
+
 def _holds(text: str, part: str) -> bool:
     """Whether `part` stands in `text`: as it is, escaped in JSON, or, as JSON itself, written anew."""
-    if part in text:
-        return True
-    if json.dumps(part, ensure_ascii=False)[1:-1] in text or json.dumps(part)[1:-1] in text:
-        return True
-    if repr(part)[1:-1] in text:
-        return True
-    return part[:1] in "{[" and _bare(part) in _bare(text)
+    return part in text or any(way in text for way in _escaped(part)) or _holds_rewritten(text, part)
+
+
+def _escaped(part: str) -> set[str]:
+    """Other ways to write a text inside quotes."""
+    ways = {json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1], repr(part)[1:-1]}
+    return ways - {part}
+
+
+def _holds_rewritten(text: str, part: str) -> bool:
+    return part[:1] in ("{", "[") and _bare(part) in _bare(text)
 
 
 def _bare(text: str) -> str:
@@ -87,16 +169,22 @@ def _bare(text: str) -> str:
     return "".join(char for char in text if not char.isspace() and char not in "\"'\\")
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    """The keys, texts and whole numbers in a call's arguments; other values are written in too many ways."""
+def _leaves(value: Any) -> Iterator[tuple[str, ...]]:
+    """The keys and the values in a call's arguments, each in the ways in which it may be written."""
     if isinstance(value, str):
-        yield value.strip()
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield str(value)
+        yield (value.strip(),)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield str(key)
+            yield (str(key),)
             yield from _leaves(item)
     elif isinstance(value, Sequence):
         for item in value:
             yield from _leaves(item)
+    elif value is None:
+        yield "null", "None", "none"
+    elif isinstance(value, bool):
+        yield ("true", "True") if value else ("false", "False")
+    elif isinstance(value, float):
+        yield json.dumps(value), f"{value:g}", f"{value:f}"
+    else:
+        yield (str(value),)

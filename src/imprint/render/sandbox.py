@@ -6,33 +6,29 @@ rendered here must be what a server renders; in a sandbox, with a limit on time 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, MutableMapping
 from datetime import datetime
 from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes, pass_environment
+from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from imprint.render.filters import LIMITED, METHODS, measured, refuser
 from imprint.render.limits import (
     CHARACTERS,
-    LimitExceeded,
     Pieces,
     check_format,
     check_join,
     check_power,
     check_product,
-    check_replace,
     check_size,
-    size_of,
 )
 
 # not offered: no chat template needs them, and they make texts of any length, or other ones every time
@@ -133,10 +129,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            finalize=_measured,
+            finalize=measured,
             extensions=[_GenerationTag, loopcontrols],
         )
-        self.filters |= {name: _refuser(name) for name in WITHOUT} | _LIMITED_FILTERS
+        self.filters |= {name: refuser(name) for name in WITHOUT} | LIMITED
         self.globals = {
             "range": self.globals["range"],
             "dict": _Dict(),
@@ -159,7 +155,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def tilde(self, *parts: Any) -> str:
         """What `a ~ b` compiles to."""
-        texts = [part if type(part) is str else str(_measured(part)) for part in parts]
+        texts = [part if type(part) is str else str(measured(part)) for part in parts]
         check_join("", texts)
         return "".join(texts)
 
@@ -217,7 +213,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return limited_format
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        check = _METHODS.get(getattr(obj, "__name__", "")) if args or kwargs else None
+        check = METHODS.get(getattr(obj, "__name__", "")) if args or kwargs else None
         if check is not None and isinstance(getattr(obj, "__self__", None), str):
             if obj.__name__ == "join":
                 args = (list(args[0]),)
@@ -228,120 +224,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
             kwargs.pop("_block_vars", None)
             return obj(*args, **kwargs)
         return super().call(context, obj, *args, **kwargs)
-
-
-def _measured(value: Any) -> Any:
-    """A value that becomes text: what is no text is measured first."""
-    if not isinstance(value, str):
-        size_of(value)
-    return value
-
-
-def _pad(text: str, width: Any = 80, *_: Any, **__: Any) -> None:
-    check_size(width)
-
-
-_METHODS: dict[str, Callable[..., None]] = {
-    "join": check_join,
-    "replace": check_replace,
-    "center": _pad,
-    "ljust": _pad,
-    "rjust": _pad,
-    "zfill": _pad,
-}
-
-
-@pass_environment
-def _join(environment: jinja2.Environment, value: Any, d: str = "", attribute: Any = None) -> str:
-    if attribute is not None:
-        value = map(make_attrgetter(environment, attribute), value)
-    parts = [str(_measured(part)) for part in value]
-    check_join(str(d), parts)
-    return str(d).join(parts)
-
-
-def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    whole, part, other = (str(_measured(value)) for value in (text, old, new))
-    check_replace(whole, part, other)
-    return whole.replace(part, other, -1 if count is None else count)
-
-
-def _center(value: Any, width: int = 80) -> str:
-    check_size(width)
-    return str(_measured(value)).center(width)
-
-
-def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    text = str(_measured(value))
-    check_size(len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else width))
-    return str(FILTERS["indent"](text, width, first, blank))
-
-
-def _format(value: Any, *args: Any, **kwargs: Any) -> str:
-    check_format(str(value), "%", [*args, *kwargs.values()])
-    return str(FILTERS["format"](value, *args, **kwargs))
-
-
-def _string(value: Any) -> str:
-    return str(_measured(value))
-
-
-def _batch(value: Any, linecount: int, fill_with: Any = None) -> Any:
-    check_size(linecount)
-    return FILTERS["batch"](value, linecount, fill_with)
-
-
-def _slice(value: Any, slices: int, fill_with: Any = None) -> Any:
-    check_size(slices)
-    return FILTERS["slice"](value, slices, fill_with)
-
-
-def _round(value: float, precision: int = 0, method: Any = "common") -> Any:
-    if abs(precision) > 64:
-        raise LimitExceeded("the template rounds to more digits than a number has")
-    return FILTERS["round"](value, precision, method)
-
-
-@pass_environment
-def _sum(environment: jinja2.Environment, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
-    if not isinstance(start, int | float):
-        raise LimitExceeded("the template sums what are no numbers")
-    return FILTERS["sum"](environment, iterable, attribute, start)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes <, > and & for HTML; templates for models must not
-    check_size(size_of(value) * ((len(indent) if isinstance(indent, str) else indent or 0) + 1))
-    form = {"indent": indent, "separators": separators}
-    return json.dumps(value, sort_keys=sort_keys, ensure_ascii=ensure_ascii, **form)
-
-
-_LIMITED_FILTERS: dict[str, Callable[..., Any]] = {
-    "join": _join,
-    "replace": _replace,
-    "center": _center,
-    "indent": _indent,
-    "format": _format,
-    "string": _string,
-    "batch": _batch,
-    "slice": _slice,
-    "round": _round,
-    "sum": _sum,
-    "tojson": _to_json,
-}
-
-
-def _refuser(name: str) -> Callable[..., Any]:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise LimitExceeded(f"the filter {name} is not offered to chat templates")
-
-    return refuse
 
 
 def _refuse_private(name: Any) -> None:

@@ -70,7 +70,7 @@ def split_reply(
     elif thought and not thought.closed and (case == "thought" or reasoning):
         completion = _finish_thought(thought, completion, message)
         case = "thought"
-    return cut_after_stop(completion, template, encoder), case
+    return cut_after_stop(completion, template, encoder, bool(message.tool_calls)), case
 
 
 def _without_thought(thought: Thought, completion: str) -> str:
@@ -131,7 +131,7 @@ def graft(prompt: str, bare_prompt: str, bare_full: str) -> str | None:
     return None
 
 
-def cut_after_stop(completion: str, template: Template, encoder: Encoder) -> str:
+def cut_after_stop(completion: str, template: Template, encoder: Encoder, calls: bool = False) -> str:
     """The completion up to and including its stop token.
 
     What the template writes after a reply is known (`Template.ending`), and the stop in it.
@@ -140,6 +140,9 @@ def cut_after_stop(completion: str, template: Template, encoder: Encoder) -> str
     """
     ending = template.ending
     if not completion.endswith(ending):
+        if not calls:
+            shown = f"{completion[-60:]!r}, where others end {ending!r}"
+            raise Refused("the template ends this reply otherwise than others", shown)
         # tool calls may end otherwise than plain replies: with the last added token
         spans = encoder.added_spans(completion)
         if not spans or completion[spans[-1][1] :].strip():

@@ -153,6 +153,19 @@ class Template:
         return tail
 
     @cached_property
+    def opening(self) -> str | None:
+        """What the template writes between a prompt and a plain reply (Harmony's channel); None if P begins no F."""
+        asked = self.inputs([Message("user", "Qx7 question"), Message("assistant", _PROBE)])
+        for tools in ((), PROBE_TOOLS):
+            try:
+                prompt = self.render(asked[:1], tools, add_generation_prompt=True)
+                full = self.render(asked, tools)
+            except Refused:
+                continue
+            return full[len(prompt) :].rpartition(_PROBE)[0] if full.startswith(prompt) else None
+        return None
+
+    @cached_property
     def offers_tools(self) -> bool:
         """Whether a prompt shows the tools that a conversation has."""
         try:
@@ -202,30 +215,49 @@ def _literal(value: Any) -> str:
 
 
 def find_template(spec: str, own: str | Mapping[str, str] | None) -> tuple[str, str]:
-    """(source, name) for a recipe's `template`: `auto`, a preset's name, or a .jinja file.
+    """(source, name) for a recipe's `template`: `auto`, a preset's name, a .jinja file, or one of the tokenizer's.
 
-    `own` is what the tokenizer brings: a template, several by name, or None.
+    `own` is what the tokenizer brings: a template, several by name, or None. A name of these that is
+    a preset's or a file's, too, means the preset or the file.
     """
+    several = own if isinstance(own, Mapping) else {}
     if spec == "auto":
-        if isinstance(own, Mapping):
-            own = own.get("default") or next(iter(own.values()), None)
-        if not own:
-            raise TemplateError(
-                "the tokenizer has no chat template",
-                expected="a template that says how a conversation becomes text",
-                fix=f"choose one: template=chatml (also {', '.join([*PRESETS][1:])}), or template=FILE.jinja",
-            )
-        return own, "the tokenizer's own template"
+        return _own_template(own)
     if spec in PRESETS:
         source = (files("imprint.render") / "presets" / f"{spec}.jinja").read_text(encoding="utf-8")
         return source, f"the preset {spec}"
     path = Path(spec)
     if path.is_file():
         return path.read_text(encoding="utf-8"), str(path)
-    guess = nearest(spec, PRESETS)
+    if spec in several:
+        return several[spec], f"the tokenizer's template `{spec}`"
+    guess = nearest(spec, [*PRESETS, *several])
+    of_tokenizer = f", one of the tokenizer's ({', '.join(several)})" if several else ""
     raise TemplateError(
         f"there is no template {spec!r}",
         where=f"template={spec}",
-        expected=f"auto, a preset ({', '.join(PRESETS)}) or the path of a .jinja file",
+        expected=f"auto, a preset ({', '.join(PRESETS)}){of_tokenizer} or the path of a .jinja file",
         fix=f"template={guess}" if guess else "check the path",
     )
+
+
+def _own_template(own: str | Mapping[str, str] | None) -> tuple[str, str]:
+    """The template that a server takes from the tokenizer by itself; TemplateError where there is none."""
+    if isinstance(own, Mapping) and own and not own.get("default"):
+        raise TemplateError(
+            "the tokenizer has several chat templates and no default"
+            if len(own) > 1
+            else "the tokenizer has one chat template by name and no default",
+            where="template=auto",
+            found=", ".join(own),
+            expected="one of them, chosen by its name: a server would have to be told, too",
+            fix=f"template={next(iter(own))}" + (" (or another of them)" if len(own) > 1 else ""),
+        )
+    source = own.get("default") if isinstance(own, Mapping) else own
+    if not source:
+        raise TemplateError(
+            "the tokenizer has no chat template",
+            expected="a template that says how a conversation becomes text",
+            fix=f"choose one: template=chatml (also {', '.join([*PRESETS][1:])}), or template=FILE.jinja",
+        )
+    return source, "the tokenizer's own template"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int32]
 _CACHED_TAIL = 64  # characters; longer tails are not likely to come again
 _MOST_TAILS = 4096  # kept
+_BEFORE = 8  # ids of a prompt behind which a completion is decoded
 _CHECKED = 61  # every so many-th turn is compared with whole tokenisation
 
 
@@ -86,6 +87,14 @@ class Encoder:
         # what a text must not hold: a single character is never one (nothing could escape it)
         control = [token.content for token in added.values() if token.special and len(token.content) > 1]
         self.control = _any_of(text for text in control if not text.isspace())
+        # some are looked for in the normalised text, where another spelling becomes one of them
+        self._normalises = (
+            self.backend is not None
+            and self.backend.normalizer is not None
+            and any(token.special and token.normalized for token in added.values())
+        )
+        # such tokens swallow the white space beside them
+        self._strips = any(token.lstrip or token.rstrip for token in added.values())
         cuts = {i: token.content for i, token in added.items() if not token.normalized}
         self.cuts = _any_of(cuts.values())
         # a cut that stands inside a longer one: only what follows says which of them it is
@@ -103,6 +112,16 @@ class Encoder:
         ends = [] if self.eos is None else [self.tokenizer.eos_token_id]
         self.text_start, self.text_end = np.array(starts, np.int32), np.array(ends, np.int32)
         self._tails: dict[str, Ids] = {}  # added token + what follows it → ids
+
+    def find_control(self, text: str) -> re.Match[str] | None:
+        """The first control token that a text would become."""
+        found = self.control.search(text)
+        if found is None and self._normalises:
+            found = self.control.search(self.normalised(text))
+        return found
+
+    def normalised(self, text: str) -> str:
+        return str(self.backend.normalizer.normalize_str(text))
 
     def added_spans(self, text: str) -> list[tuple[int, int]]:
         """Where added tokens stand in a text; those made of white space (GPT-NeoX has some) do not count."""
@@ -159,7 +178,7 @@ class Encoder:
                 prompt = whole[: len(prompt)]  # one array in memory, not two
             if completion is None or (i in behind and not self._same_text(prompt, completion, whole)):
                 out.append((prompt, "its tokens cannot be cut between prompt and reply"))
-            elif self._loses(turn.completion, completion):
+            elif self._loses(turn.completion, prompt, completion):
                 out.append((prompt, "the tokenizer cannot write all of the reply's text"))
             else:
                 out.append((prompt, completion))
@@ -179,11 +198,19 @@ class Encoder:
         tried = "Tab\tand  spaces\n\n    lines\n"
         tried += "".join(map(chr, (*range(0x20, 0x7F), *range(0xA0, 0x800), *range(0x1000, 0xD000, 0x1000))))
         tried += "".join(map(chr, (0xE000, 0xFFFD, *range(0x10000, 0x110000, 0x40000))))
-        return _normal(tried) == _normal(self.decode(self.encode([tried])[0]))
+        return _normal(tried).lstrip() == _normal(self.decode(self.encode([tried])[0])).lstrip()
 
-    def _loses(self, text: str, ids: Ids) -> bool:
-        """Whether these ids miss characters of their text; a normaliser's changes are no loss."""
-        return not self.lossless and _normal(self.decode(ids)) != _normal(text)
+    def _loses(self, text: str, prompt: Ids, ids: Ids) -> bool:
+        """Whether these ids miss characters of their text; a normaliser's changes are no loss.
+
+        Asked only of tokenizers that can lose some: decoding is slow. The text is what the ids add behind
+        the prompt's end, since decoders drop the space of a first word.
+        """
+        if self.lossless and not self._strips:
+            return False
+        before = prompt[-_BEFORE:]
+        ours = self.decode(np.concatenate((before, ids)))[len(self.decode(before)) :]
+        return _normal(ours) != _normal(text)
 
     def _continuations(self, texts: Sequence[str]) -> list[Ids | None]:
         """The ids of texts that stand behind others: no dummy prefix, no special token."""
@@ -277,8 +304,8 @@ class Encoder:
 
 
 def _normal(text: str) -> str:
-    """The text without what normalisers and a dummy prefix change: compositions, the space in front."""
-    return unicodedata.normalize("NFKC", text).lstrip()
+    """The text without what normalisers change: compositions."""
+    return unicodedata.normalize("NFKC", text)
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str]:

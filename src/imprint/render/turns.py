@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from imprint.data.conversation import Conversation, Place
-from imprint.errors import DataError
+from imprint.errors import DataError, TemplateError
 from imprint.render.control import escape_control, find_control
 from imprint.render.documents import turns_without_template
-from imprint.render.faithful import Fault, context_fault, reply_fault
+from imprint.render.faithful import Fault, context_fault, repeated_fault, reply_fault
 from imprint.render.form import without_thoughts
+from imprint.render.limits import OUT_OF_TIME, SECONDS
 from imprint.render.split import graft, split_reply
 from imprint.render.template import Refused, Template
 from imprint.render.tokens import Encoder, Ids
@@ -33,6 +34,7 @@ ControlTokens = Literal["leave_out", "escape", "keep"]
 
 CHUNK = 512  # conversations tokenised in one call, or fewer of so many characters:
 CHUNK_CHARACTERS = 16 << 20
+_SLOW = 3  # renderings out of time after which the template is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,11 @@ def reply_texts(
         else:
             context = context or context_fault(prompt, conversation, checked, i, template)
             checked = i
-            fault = context or reply_fault(completion, conversation.messages[i])
+            fault = (
+                context
+                or reply_fault(completion, conversation.messages[i], template.opening)
+                or repeated_fault(completion, conversation, i)
+            )
         if fault is not None and unfaithful == "error":
             raise _unfaithful(template, source, i, fault)
         if completion is None or (fault is not None and unfaithful == "leave_out"):
@@ -162,6 +168,16 @@ def _unfaithful(template: Template, source: Place, reply: int, fault: Fault) -> 
     )
 
 
+def _too_slow(template: Template, source: Place) -> TemplateError:
+    return TemplateError(
+        "the template is too slow",
+        where=template.name,
+        found=f"{_SLOW} replies, the last of {source}, were not rendered within {SECONDS:g} s of computing each",
+        expected="well under a millisecond, as templates need",
+        fix="choose another template: template=chatml, or mend the loops of this one",
+    )
+
+
 def render(
     conversations: Sequence[Conversation],
     template: Template,
@@ -177,10 +193,12 @@ def render(
     """The turns of `conversations`, in order, every reply that is left out, and what is to be told.
 
     `stop_ids` are those at which a server stops: none may stand inside a reply.
+
+    Raises TemplateError where the template runs out of time again and again.
     """
     stops = tuple(map(int, stop_ids))
     waiting: list[ReplyText | Turn | LeftOut] = []
-    size = 0
+    size, slow = 0, 0
 
     def tokenised() -> Iterator[Turn | LeftOut]:
         ids = iter(encoder.encode_turns([item for item in waiting if isinstance(item, ReplyText)]))
@@ -202,6 +220,9 @@ def render(
                 waiting.append(item)
                 size += len(item) if isinstance(item, Turn) else len(item.prompt) + len(item.completion)
             else:
+                slow += isinstance(item, LeftOut) and item.reason == OUT_OF_TIME
+                if slow == _SLOW:
+                    raise _too_slow(template, item.source)
                 yield item
         if index % CHUNK == 0 or size > CHUNK_CHARACTERS:
             yield from tokenised()
@@ -216,6 +237,8 @@ def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Sequence[i
         prompt, completion = completion[:1], completion[1:]
     elif any((completion[:-1] == stop).any() for stop in {int(completion[-1]), *stops}):
         return LeftOut("a stop token stands inside the reply", text.source, text.turn)
+    elif stops and int(completion[-1]) not in stops:
+        return LeftOut("the reply does not end with a stop token", text.source, text.turn)
     if not len(prompt) or not len(completion):
         return LeftOut("its prompt or its reply has no tokens", text.source, text.turn)
     weight = np.full(len(completion), text.weight, np.float32)

@@ -1,0 +1,54 @@
+"""The option `--left-out FILE` of `train`, `show` and `data check`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imprint.cli_arguments import console_for
+from imprint.errors import DataError
+
+if TYPE_CHECKING:
+    from imprint.recipe import Recipe
+    from imprint.render.resolve import Rendering
+
+LeftOutFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--left-out",
+        metavar="FILE",
+        help="Write what is left out, with its rows: mend them, give FILE as data.",
+    ),
+]
+
+
+@contextmanager
+def kept_apart(path: Path | None, recipe: Recipe) -> Iterator[Callable[[Recipe, Rendering | None], None]]:
+    """What writes the file, to be called once the recipe is settled; where bad data ends the work before, so is it.
+
+    Without a path it does nothing. Of several processes, the main one writes.
+    """
+    if path is None or os.environ.get("RANK", "0") != "0":
+        yield lambda _recipe, _rendering: None
+        return
+    from imprint.data.write import refuse_existing
+
+    refuse_existing(path, force=False)
+
+    def keep(settled: Recipe, rendering: Rendering | None) -> None:
+        from imprint.left_out import write_left_out
+
+        count = write_left_out(path, settled, rendering)
+        console_for(stderr=True).print(f"left out  {count:,} rows, written to {path}", soft_wrap=True)
+
+    try:
+        yield keep
+    except DataError:
+        if not path.exists():
+            keep(recipe, None)
+        raise

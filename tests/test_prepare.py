@@ -323,8 +323,8 @@ def test_data_that_changes_while_it_is_read(here, monkeypatch):
 
     original = load.read
 
-    def appended(source, base):
-        yield from original(source, base)
+    def appended(source, base, **options):
+        yield from original(source, base, **options)
         with (here / "rows.jsonl").open("a") as file:
             file.write(json.dumps(ROWS[0]) + "\n")
 

@@ -130,7 +130,7 @@ def flan(path: Path) -> Held:
 
     The reply is the rationale, then the answer in FLAN's words.
     """
-    held = Held(warnings={"the table has no header: its columns are 0, 1, …": 1})
+    held = Held(warnings={"three columns without a header are read as question, answer, rationale (FLAN)": 1})
     for line in text_of(path).removesuffix("\n").split("\n"):
         held.rows += 1
         question, answer, rationale = (cell.replace("\\n", "\n") for cell in line.split("\t"))

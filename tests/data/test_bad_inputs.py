@@ -221,6 +221,12 @@ def test_a_control_token_in_a_text(here, cli):
     left = ledger_of(here)["turns"]["left"]["control tokens in its text"]
     assert (left["count"], left["places"]) == (1, [["bad.jsonl", 9, "line"]])
     assert "control tokens in its text: <|im_end|> in message 2 (assistant)" in done.err
+    given = ["model=model", "data=bad.jsonl", "template=chatml", "--json"]
+    turns = [json.loads(line) for line in cli("show", *given, "control_tokens=escape").out.splitlines()]
+    (turn,) = [turn for turn in turns if turn["source"] == "bad.jsonl:9"]
+    (stop,) = [at for at, token in enumerate(turn["completion_ids"]) if token == turn["completion_ids"][-1]]
+    assert stop == len(turn["completion_ids"]) - 1, "the control token in the text is one to the model"
+    assert turn["completion"].count("<|im_end|>") == 1
 
 
 def test_no_template(here, cli):

@@ -443,8 +443,8 @@ def test_unknown_names_in_the_recipe_are_errors():
     assert caught.value.fix == "data.3.format=sharegpt"
     with pytest.raises(RecipeError) as caught:
         converter(DataSource(path="x", fields={"promt": "a"}), "data.3")
-    assert caught.value.where == "data.3.fields"
-    assert "prompt" in caught.value.fix
+    assert caught.value.where == "data.3.fields.promt"
+    assert caught.value.fix == "data.3.fields.prompt=a"
 
 
 def test_a_forced_format_needs_its_columns(convert):

@@ -14,7 +14,8 @@ from data import oracle
 from data.damage import BYTE_DAMAGE, ROW_DAMAGE
 from data.mutants import PACK, Mutant, mutant, seeds, write
 from data.oracle import Verdict, examine
-from imprint.data import parse_json, spool
+from imprint.data import open as opening
+from imprint.data import parse_document, parse_json, spool, text
 from imprint.data.conversation import Place
 from imprint.data.ledger import Ledger
 from imprint.errors import DataError
@@ -45,6 +46,18 @@ def run(folder: Path, numbers: range) -> dict[str, int]:
 def test_mutants_load_or_are_refused(tmp_path):
     outcomes = run(tmp_path, range(FAST))
     assert all(outcomes[name] > FAST // 20 for name in ("loaded", "in part", "refused")), outcomes
+
+
+def test_mutants_through_small_windows(tmp_path, monkeypatch):
+    """Read a few bytes at a time, so that every token of JSON is cut somewhere: nothing changes."""
+    for module, name in (
+        (parse_document, "CHUNK"),
+        (parse_document, "WHOLE"),
+        (text, "CHUNK"),
+        (opening, "PIECE"),
+    ):
+        monkeypatch.setattr(module, name, 50)
+    run(tmp_path, range(FAST))
 
 
 @pytest.mark.slow

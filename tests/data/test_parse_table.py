@@ -1,11 +1,13 @@
 import csv
 import io
 import random
+import re
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from imprint.data.ledger import Ledger
 from imprint.data.parse_table import Table, csv_rows, dialect
 from imprint.data.readers import read
 from imprint.data.text import Broken
@@ -107,6 +109,71 @@ def test_rows_of_another_width_without_a_header(rows):
     assert isinstance(found[1][0], Broken)
     error = found[1][0].error
     assert (error.where, error.expected) == ("a.csv:2", "2, as in the first row")
+
+
+@pytest.mark.parametrize(("name", "by"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.csv.gz", ",")])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_header_that_stands_again_is_no_row(rows, name, by, mark):
+    header = mark + f"instruction{by}output\n"
+    found = rows(f"{header}a{by}b\n{header}output{by}instruction\nc{by}output\n", name)
+    assert [row for row, _ in found[::2]] == [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "output", "output": "instruction"},
+    ]
+    assert found[3][0] == {"instruction": "c", "output": "output"}
+    error = found[1][0].error
+    assert (error.what, error.where, error.fix) == ("the header stands again", f"{name}:3", "remove the line")
+
+
+def test_without_a_header_a_first_row_may_stand_again(rows):
+    assert [list(row.values()) for row, _ in rows("What?,Yes.\nWhat?,Yes.\n")] == [["What?", "Yes."]] * 2
+
+
+COT = [["Is it?", "yes", "So it is."], ["And 7?", "7", "It says so."]]
+
+
+def headerless(write, name, cells, **source):
+    """(columns, warnings) of a table without a header."""
+    by = "\t" if ".tsv" in name else ","
+    path = write(name, "".join(by.join(row) + "\n" for row in cells))
+    ledger = Ledger()
+    found = [r.value for r in read(DataSource(path=name, **source), path.parent, ledger=ledger)]
+    assert [list(row.values()) for row in found] == cells
+    return list(found[0]), list(ledger.warnings)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
+def test_three_columns_of_texts_between_tabs_are_flan_s(write, name):
+    said = "three columns without a header are read as question, answer, rationale (FLAN)"
+    assert headerless(write, name, COT) == (["question", "answer", "rationale"], [said])
+    assert headerless(write, "a.csv", COT, format="flan_cot")[1] == [said]
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "source"),
+    [
+        ("a.csv", COT, {}),
+        ("a.tsv", [["1", "What is it?", "It is."], ["2", "And?", "Yes."]], {}),
+        ("a.tsv", [["What is it?", "It is.", "-0.5"], ["And?", "Yes.", " 3 "], ["Or?", "No.", ""]], {}),
+        ("a.tsv", [["What is it?", "It is."]], {}),
+        ("a.tsv", COT, {"fields": {"prompt": "0", "response": "1"}}),
+        ("a.tsv", COT, {"format": "prompt_response"}),
+    ],
+)
+def test_other_columns_without_a_header_have_no_names(write, name, cells, source):
+    said = "the table has no header: its columns are 0, 1, …"
+    assert headerless(write, name, cells, **source) == (["0", "1", "2"][: len(cells[0])], [said])
+
+
+def test_the_remedy_for_columns_without_names_works(write, convert):
+    with pytest.raises(DataError, match="the columns have no names") as caught:
+        convert(dict(zip("012", COT[1], strict=True)))
+    pair, cot = caught.value.fix.splitlines()
+    for said in (pair, cot):
+        named = dict(re.findall(r"data\.0\.fields\.(\w+)=(\d)", said))
+        made = convert(dict(zip("012", COT[1], strict=True)), fields=named)
+        assert made.messages[0].content == "And 7?"
+    assert made.messages[1].content == "It says so. The answer is 7."
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file(rows, monkeypatch):

@@ -125,8 +125,9 @@ def test_a_document_named_jsonl_is_read_or_says_so(write, records):
         ({"a": 1}, "a.jsonl:2"),
         ({"a": 2}, "a.jsonl:3"),
     ]
-    with pytest.raises(DataError, match=r"(?s)one JSON document.*rename it to .json"):
-        records(write("b.jsonl", '{\n "a": 1\n}'))
+    row = {"prompt": "q", "response": "a"}
+    assert values(records(write("b.jsonl", json.dumps(row, indent=1)))) == [row]
+    assert values(records(write("c.jsonl", json.dumps({"rows": [row]}, indent=1)))) == [row]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])

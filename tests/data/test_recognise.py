@@ -54,7 +54,7 @@ def test_the_evidence_names_columns_and_alternatives():
     )
     assert (mapped.format, mapped.reason) == ("question_answer", "the recipe's fields")
     headerless = explain(dict(zip("012", ("q", "a", "r"), strict=True)), HERE)
-    assert (headerless.format, headerless.columns) == ("flan_cot", ("question", "answer", "rationale"))
+    assert (headerless.format, headerless.reason) == ("", "the columns have no names")
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,13 @@ def test_what_only_holds_rows_is_no_row():
         assert not is_row({wrapper: rows})
     assert not is_row({"version": "1", "data": rows})
     assert all(is_row(format.example) for format in FORMATS)
+
+
+def test_the_empty_columns_of_other_rows_are_ignored():
+    row = {"user": "q", "assistant": "a", "instruction": "", "output": None, "messages_display": ""}
+    found = explain(row, HERE)
+    assert (found.format, found.ignored) == (
+        "user_assistant", ("instruction", "output", "messages_display")
+    )  # fmt: skip
+    nothing = {"user": "q", "instruction": "", "output": None, "input": "", "response": ""}
+    assert explain(nothing, HERE).format == ""

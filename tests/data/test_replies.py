@@ -1,7 +1,8 @@
 import pytest
 
 from imprint.data.conversation import Conversation, Message, Place
-from imprint.data.replies import has_adjacent_replies, merge_replies
+from imprint.data.replies import check, has_adjacent_replies, merge_replies
+from imprint.errors import DataError
 
 USER = Message("user", "q")
 CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
@@ -54,3 +55,19 @@ def test_without_adjacent_replies_nothing_changes():
 )
 def test_what_cannot_be_joined_has_a_reason(first, second, reason):
     assert merge_replies(talk(USER, first, second)) == reason
+
+
+@pytest.mark.parametrize(
+    "content", ["<think>\n\n</think>\n\n", "<think></think>", " <reasoning> </reasoning>", "\n"]
+)
+def test_a_reply_that_is_only_an_empty_thought_is_empty(content):
+    for reasoning in (None, "r"):
+        with pytest.raises(DataError, match="the reply is empty"):
+            check((USER, reply(content, reasoning=reasoning)), Place("a", 1))
+    check((USER, reply(content, tool_calls=(CALL,))), Place("a", 1))
+    check((USER, reply(f"{content}a")), Place("a", 1))
+
+
+@pytest.mark.parametrize("content", ["<b></b>", "<think>", "</think>", "<think>r</think>a"])
+def test_what_is_no_empty_thought_is_a_reply(content):
+    check((USER, reply(content)), Place("a", 1))

@@ -56,6 +56,18 @@ def test_dolly_puts_the_context_behind_the_instruction(convert):
     )
 
 
+def test_an_instruction_or_its_input_alone_is_the_prompt(convert):
+    for row, reply in (({"input": "x", "output": "y"}, "y"), ({"context": "x", "response": "y"}, "y")):
+        second = next(iter(row))
+        for nothing in ("", " \n"):
+            assert [m.content for m in convert({"instruction": nothing, **row}).messages] == ["x", reply]
+            assert convert({"instruction": "q", **row, second: nothing}).messages[0].content == "q"
+            with pytest.raises(DataError, match="the prompt is empty"):
+                convert({"instruction": nothing, **row, second: ""})
+        with pytest.raises(DataError, match="a column is not a text"):
+            convert({"instruction": "q", **row, second: 0})
+
+
 def test_self_instruct_instances_are_conversations_of_one_group(several):
     instances = [{"input": "", "output": "a"}, {"input": "x", "output": "b"}]
     row = {"id": "seed_1", "instruction": "q", "instances": instances, "is_classification": False}
@@ -79,12 +91,11 @@ def test_flan_s_rationale_comes_before_its_answer(convert):
         Message("assistant", "Ice\nis cold. The answer is yes."),
     )
     cells = ("Is it?\\nOptions:\\n- yes", "yes", "Ice\\nis cold.")
-    assert convert(dict(zip("012", cells, strict=True))).messages == expected
     assert convert(dict(zip(("question", "answer", "rationale"), cells, strict=True))).messages == expected
     named = {"a": cells[0], "b": cells[1], "c": cells[2]}
     fields = {"question": "a", "answer": "b", "rationale": "c"}
     assert convert(named, fields=fields).messages == expected
-    assert convert({**named, "c": " "}, fields=fields).messages[1].content == "The answer is yes."
+    assert convert({**named, "c": " "}, fields=fields).messages[1].content == "yes"  # nothing is invented
 
 
 def test_other_tables_without_a_header_are_refused(several, convert):
@@ -185,6 +196,7 @@ def test_tokenised_rows(several):
         assert several({"input_ids": [5, 6, 7], column: [0, 1, 0]})[0][0].tokens == Tokens(
             (5, 6, 7), (0.0, 1.0, 0.0)
         )
+        assert several({"input_ids": [5, 6], column: [False, True]})[0][0].tokens.weights == (0.0, 1.0)
     both = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     assert several({**both, "input_ids": [1], "labels": [1]})[0][0].messages == (USER, REPLY)
 
@@ -199,6 +211,7 @@ def test_tokenised_rows(several):
         ({"input_ids": [5, -6], "labels": [5, -6]}, "the ids are empty or negative"),
         ({"input_ids": [], "labels": []}, "the ids are empty or negative"),
         ({"input_ids": ["5"], "labels": [5]}, "a column is not a list of integers"),
+        ({"input_ids": [1, 2], "labels": [True, 2]}, "a column is not a list of integers"),
         ({"input_ids": [5], "labels": 5}, "a column is not a list of integers"),
         ({"input_ids": [5, 6], "attention_mask": [1, 1]}, "the row does not say which ids are learned"),
     ],

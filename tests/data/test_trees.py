@@ -233,9 +233,48 @@ def test_columns_with_other_names(write, tmp_path):
 
 
 def test_a_share_would_tear_trees(write, tmp_path):
-    write("rows.jsonl", FLAT)
+    write(
+        "rows.jsonl", [{key: value for key, value in row.items() if key != "message_tree_id"} for row in FLAT]
+    )
     with pytest.raises(DataError, match="no share can be taken"):
         loaded(tmp_path, share=0.9)
+    names = [f"t{number}" for number in range(20)]
+    write("rows.jsonl", [{**row, "message_tree_id": name} for name in names for row in FLAT])
+    found, ledger = loaded(tmp_path, share=0.5)
+    taken = {one.group for one in found}
+    assert 4 < len(taken) < 16
+    assert len(found) == 4 * len(taken)
+    assert ledger.records.kept["used"] == len(FLAT) * len(taken)
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_in_a_table_of_several_shapes_only_what_has_an_id_and_a_text_is_a_message(write, tmp_path, empty):
+    columns = [
+        "question",
+        "answer",
+        "rationale",
+        "message_id",
+        "parent_id",
+        "message_tree_id",
+        "role",
+        "text",
+    ]
+    asked = [{"question": f"q{n}", "answer": "a", "rationale": "r"} for n in range(40)]
+    rows = [{name: row.get(name, empty) for name in columns} for row in [*asked[:1], *FLAT, *asked[1:]]]
+    write("rows.jsonl", rows)
+    found, ledger = loaded(tmp_path)
+    assert ledger.records.num_left == 0
+    assert sorted(trained(found[40:])) == sorted(trained(convert(TREE)[0]))
+    assert [one.messages[0].content for one in found[:40]] == [row["question"] for row in asked]
+    write("asked.jsonl", [row for row in rows if row["question"]])
+    assert 10 < len(loaded(tmp_path, "asked.jsonl", share=0.5)[0]) < 30  # they are not one tree
+
+
+def test_a_message_without_a_text_is_no_member(write, tmp_path):
+    write("rows.jsonl", [*FLAT, {**FLAT[1], "message_id": "a0", "text": " "}])
+    found, ledger = loaded(tmp_path)
+    assert len(found) == 4
+    assert [str(tally) for tally in ledger.records.left.values()] == [f"rows.jsonl:{len(FLAT) + 1}"]
 
 
 def test_a_message_alone_says_what_is_missing():

@@ -317,7 +317,9 @@ def test_no_system_message_is_swallowed(name):
 
 def test_what_lists_the_presets_lists_them_all():
     described = Recipe.model_fields["template"].description or ""
-    assert described.split("preset: ")[1].partition(";")[0].rstrip(".").replace("\n", " ").split(", ") == list(PRESETS)
+    assert described.split("preset: ")[1].partition(";")[0].rstrip(".").replace("\n", " ").split(
+        ", "
+    ) == list(PRESETS)
     for spec in ("auto", "no-such-template"):
         with pytest.raises(TemplateError) as failure:
             find_template(spec, None)

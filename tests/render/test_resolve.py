@@ -213,3 +213,17 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
     with pytest.raises(ModelError, match="cannot be loaded") as failure:
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(failure.value)
+
+
+def test_one_of_the_tokenizers_templates_by_its_name():
+    """The one that is named renders everything, conversations with tools too, and is saved."""
+    source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    tokenizer = make_tokenizer("bytes", eos_token=EOS)
+    tokenizer.chat_template = {"rag": "RAG " + source, "tool_use": "TOOL " + source}
+    made = prepared(tokenizer, template="rag")
+    assert made.template.name == "the tokenizer's template `rag`"
+    assert made.template.tool_use is None
+    assert made.template.serving == "RAG " + source
+    with pytest.raises(TemplateError, match="no default") as failure:
+        prepared(tokenizer)
+    assert "rag, tool_use" in str(failure.value)

@@ -713,10 +713,10 @@ def test_a_template_that_is_too_slow_is_given_up(monkeypatch):
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     slow = replace(made.template, source="{% if messages|length > 1 %}" + loop + "{% endif %}" + BARE)
     monkeypatch.setattr(limits, "SECONDS", 0.05)
-    found, rows = [], [talk(user("Hi"), reply(str(i))) for i in range(9)]
+    rows = [talk(user("Hi"), reply(str(i))) for i in range(9)]
+    items = render(rows, slow, made.encoder, max_length=NO_LIMIT)
+    assert [next(items).reason, next(items).reason] == [limits.OUT_OF_TIME] * 2
     with pytest.raises(TemplateError, match="the template is too slow") as failure:
-        for item in render(rows, slow, made.encoder, max_length=NO_LIMIT):
-            found.append(item.reason)
-    assert found == [limits.OUT_OF_TIME] * 2
+        next(items)
     assert "template=chatml" in failure.value.fix
     assert str(HERE) in failure.value.found

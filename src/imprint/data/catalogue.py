@@ -98,7 +98,7 @@ FORMATS = (
            "each instance is a conversation: instruction, blank line, its input; they stay on one side of the split",
            {"instruction": "Name the capital.", "instances": [{"input": "France", "output": _SAY}]}),
     Format("flan_cot", ("question", "answer", "rationale"), shapes.flan_cot,
-           "rationale, then “The answer is ANSWER.”; also a table of three columns without a header",
+           "rationale, then “The answer is ANSWER.”; also a .tsv file of three columns without a header",
            {"question": "Is ice cold?\\n- yes\\n- no", "answer": "yes", "rationale": "Ice is frozen water."}),
     *(_pair(*columns) for columns in (
         ("prompt", "response"), ("prompt", "completion"), ("prompt", "output"), ("prompt", "answer"),

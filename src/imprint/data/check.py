@@ -14,7 +14,7 @@ from imprint.data.formats import Evidence, converter, explain
 from imprint.data.gather import read
 from imprint.data.ledger import Ledger, Tally
 from imprint.data.load import settle
-from imprint.data.recognise import recognise, with_names
+from imprint.data.recognise import recognise
 from imprint.data.repeats import Repeated, Seen
 from imprint.data.shapes import Row
 from imprint.data.shapes_tree import Member, Tree
@@ -168,7 +168,6 @@ def _as_read(row: Row, source: DataSource, place: Place, key: str) -> Row:
         taken = set(source.fields.values())
         kept = {column: value for column, value in row.items() if column not in taken}
         return kept | {part: row[column] for part, column in source.fields.items()}
-    row = with_names(row)
     filled = {column: value for column, value in row.items() if value is not None and value != ""}
     if len(filled) == len(row):
         return row

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from imprint.data.conversation import Place
 from imprint.errors import DataError
 
+_LONGEST = 1000  # characters of one part of a message: some of it comes from the data
+_MOST_NAMES = 30
+_MARKS = re.compile(r"[\W_]+")
+
 
 def bad_row(what: str, place: Place, found: str, expected: str, fix: str) -> DataError:
     """`what` is the reason in the ledger: it stays the same from row to row; details go into `found`."""
+    found, expected, fix = (cut(part, _LONGEST) for part in (found, expected, fix))
     return DataError(what, where=str(place), found=found, expected=expected, fix=fix)
+
+
+def cut(text: str, most: int = 80) -> str:
+    """A text of the data, cut to what an error message can hold."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names that come from the data, such as a row's columns: each cut, and the first of many."""
+    names = list(names)
+    more = f", … ({len(names)})" if len(names) > _MOST_NAMES else ""
+    return ", ".join(cut(name) for name in names[:_MOST_NAMES]) + more
 
 
 def show(value: Any) -> str:
     """A value as JSON, cut to what an error message can hold."""
-    text: str = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def show_type(value: Any) -> str:
@@ -61,3 +79,35 @@ def number(value: Any, key: str, place: Place) -> float:
             f"write {key}: 1, or remove it",
         )
     return weight
+
+
+def slip(word: str, names: Iterable[str]) -> str | None:
+    """The name that a word is meant for if one or two of its letters are wrong, or its case or its marks.
+
+    In a short name one letter, in one of eight or more two: left out, doubled, swapped with the next or
+    replaced. A word with another first letter, and else the same, is a word of its own (height, weight).
+    """
+    plain = _MARKS.sub("", word.lower())
+    found = None
+    for name in names:
+        bare = _MARKS.sub("", name)
+        if plain == bare:
+            return name
+        most = 1 if len(bare) < 8 else 2
+        if found is None and abs(len(plain) - len(bare)) <= most and plain[1:] != bare[1:]:
+            found = name if _steps(plain, bare) <= most else None
+    return found
+
+
+def _steps(one: str, other: str) -> int:
+    """How many letters to leave out, add, replace or swap with the next make one word the other."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one):
+        last, before, row = before, row, [i + 1]
+        for j, its in enumerate(other):
+            cost = min(before[j + 1] + 1, row[j] + 1, before[j] + (letter != its))
+            if i and j and letter == other[j - 1] and one[i - 1] == its:
+                cost = min(cost, last[j - 1] + 1)
+            row.append(cost)
+    return row[-1]

@@ -11,7 +11,7 @@ from typing import Any
 
 from imprint.data.catalogue import BY_NAME, CHAT, COLUMNS, FORMATS, OPTIONAL, PARTS, Format
 from imprint.data.conversation import TEXT, Conversation, Message, Place, Record
-from imprint.data.faults import bad_row, show
+from imprint.data.faults import bad_row, cut, listed, show
 from imprint.data.faults import number as parse_number
 from imprint.data.recognise import (
     BESIDE,
@@ -21,12 +21,12 @@ from imprint.data.recognise import (
     is_row,
     not_a_row,
     recognise,
-    with_names,
 )
 from imprint.data.replies import check, merge_replies
 from imprint.data.shapes import Draft, Row
 from imprint.data.shapes_tools import schemas
 from imprint.data.shapes_tree import Member, Tree, trees
+from imprint.data.slips import holds, slips
 from imprint.data.text import Broken
 from imprint.errors import DataError, RecipeError, nearest
 from imprint.recipe import DataSource
@@ -84,12 +84,17 @@ def converter(
             return read(filled, place)
 
     def read(row: Row, place: Place) -> tuple[Conversation, ...]:
-        if "0" in row:
-            row = with_names(row)
         if forced:
             _refuse_missing(row, forced, place)
-        format, plain, aside = _plan(tuple(row), mapped)
+        columns = tuple(row)
+        format, plain, aside = _plan(columns, mapped)
         format = forced or format or recognise(row, mapped, place, key)
+        for column, like, sure in slips(format, columns):
+            if holds(row[column]):
+                if sure and not mapped:  # by `fields` the user says which column is which
+                    raise _misspelt(column, like, row, format, place, key)
+                if warn is not None:
+                    warn(f"the column `{cut(column)}` is not used: is it `{like}`?", place)
         found = reader(row, place) if format.read is trees else format.read(row, place)
         if aside and warn is not None:
             for column in aside:
@@ -123,6 +128,16 @@ def _plan(columns: tuple[str, ...], mapped: frozenset[str]) -> tuple[Format | No
     return certain(columns, mapped), plain, tuple(column for column in columns if column in BESIDE)
 
 
+def _misspelt(column: str, like: str, row: Row, format: Format, place: Place, key: str) -> DataError:
+    return bad_row(
+        "a column is not used: its name is nearly that of one that would be",
+        place,
+        f"{cut(column)}: {show(row[column])}",
+        f"a column `{like}` ({format.name} reads it), or none of nearly this name",
+        f"rename {cut(column)} to {like}, or say so: {key}.fields.{like}={cut(column)}",
+    )
+
+
 def _with_fields(error: DataError, fields: dict[str, str], key: str) -> DataError:
     """The error with the names that the user gave to the columns."""
     yours = ", ".join(f"{part} = {column}" for part, column in fields.items())
@@ -131,19 +146,17 @@ def _with_fields(error: DataError, fields: dict[str, str], key: str) -> DataErro
 
 
 def _refuse_unknown_names(source: DataSource, key: str) -> None:
-    for word, names, where in [
-        *([] if source.format == "auto" else [(source.format, ("auto", *BY_NAME), f"{key}.format")]),
-        *((part, PARTS, f"{key}.fields") for part in source.fields),
-    ]:
+    """RecipeError for a format or a part that does not exist."""
+    asked = [(part, PARTS, f"{key}.fields.", f"={column}") for part, column in source.fields.items()]
+    for word, names, before, behind in [(source.format, ("auto", *BY_NAME), f"{key}.format=", ""), *asked]:
         if word not in names:
+            like = nearest(word, names)
             raise RecipeError(
-                "there is no format of this name"
-                if where.endswith("format")
-                else "fields names an unknown part",
-                where=where,
+                "fields names an unknown part" if behind else "there is no format of this name",
+                where=f"{before}{word}" if behind else before.removesuffix("="),
                 found=repr(word),
                 expected=", ".join(names),
-                fix=f"{where}={like}" if (like := nearest(word, names)) else "take one of these",
+                fix=f"{before}{like}{behind}" if like else "take one of these",
             )
 
 
@@ -153,9 +166,9 @@ def _refuse_missing(row: Row, format: Format, place: Place) -> None:
             raise bad_row(
                 f"the row is not of the format {format.name}",
                 place,
-                f"columns {', '.join(row)}",
+                f"columns {listed(row)}",
                 ", ".join(format.columns),
-                f"rename {like} to {column}"
+                f"rename {cut(like)} to {column}"
                 if (like := nearest(column, row))
                 else f"add the column {column}",
             )
@@ -230,7 +243,7 @@ def _renamed(row: Row, fields: dict[str, str], place: Place, key: str) -> Row:
             raise bad_row(
                 "a column named in `fields` is missing",
                 place,
-                f"no {column!r} among the columns {', '.join(row)}",
+                f"no {column!r} among the columns {listed(row)}",
                 f"a column {column!r}, which {key}.fields maps to {part}",
                 f"{key}.fields.{part}={like or 'COLUMN'}",
             )

@@ -133,7 +133,10 @@ class _Messages:
         row = {key: value[name] for key, name in self.names.items() if name in value}
         if not is_tree_message(row) or "replies" in value or "messages" in value:
             return False
-        if self.share < 1:
+        if row["message_id"] in (None, "") or not row["text"].strip():
+            return False  # in a table that mixes shapes, the cells of the others are empty
+        tree = value.get("message_tree_id")
+        if self.share < 1 and not (isinstance(tree, str) and tree):  # `readers` takes a tree as a whole
             raise _no_share(place, self.share)
         if self._base is None:
             self._base = sqlite3.connect("")  # a temporary file, removed when it is closed
@@ -202,8 +205,8 @@ def _no_share(place: Place, share: float) -> DataError:
         "no share can be taken of rows that are single messages of trees",
         place,
         f"share {share:g}",
-        "whole trees: a share of the rows would tear them",
-        "remove share, or write one tree a row",
+        "message_tree_id, by which whole trees are taken",
+        "add this column, remove share, or write one tree a row",
     )
 
 

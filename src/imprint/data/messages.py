@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import ROLES, Message, Place
-from imprint.data.faults import bad_row, from_json, number, show, show_type
+from imprint.data.faults import bad_row, cut, from_json, listed, show, show_type
+from imprint.data.message_keys import MESSAGE_KEYS, REASONING_KEYS, label, loss_weight, refuse_slips
 from imprint.data.text import refuse_surrogates
 from imprint.errors import nearest
 
@@ -37,15 +37,6 @@ ALIASES = {role: role for role in ROLES} | {
 }
 CALL_ROLES = {"function_call", "tool_call", "tool_calls"}
 PLAIN = {name: role for name, role in ALIASES.items() if name not in CALL_ROLES}
-MESSAGE_KEYS = ("role", "from", "content", "value")
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-WEIGHT_KEYS = ("weight", "loss_weight", "loss_mask", "train")
-# what imprint reads of a message; a key that is nearly one of them is taken for a slip
-KNOWN_KEYS = (
-    *MESSAGE_KEYS, *REASONING_KEYS, *WEIGHT_KEYS, "name", "tool_calls", "tool_call_id", "function_call", "refusal",
-)  # fmt: skip
-_ALIKE = 0.8  # of difflib's measure: two letters swapped
-_SHORTEST_SLIP = 5  # characters: shorter keys are near to too many others
 TEXTS = {"text", "input_text", "output_text", "refusal"}  # types of parts that the reader of a chat sees
 THOUGHTS = {"reasoning", "thinking"}
 CALLS = {"tool_call", "tool_use"}
@@ -80,9 +71,9 @@ def _message(value: Any, place: Place, turn: int) -> list[Message]:
             'an object such as {"role": "user", "content": "..."}',
             "write the message with its role",
         )
-    given = _either(value, "role", "from", place, turn)
+    given = _given_role(value, place, turn)
     role = _role(given, place, turn)
-    content = value.get("content", value.get("value"))
+    content = _said(value, place, turn)
     if content is None and role == "assistant":
         content = value.get("refusal")
     if role == "user" and isinstance(content, list) and any(map(_is_result, content)):
@@ -93,7 +84,7 @@ def _message(value: Any, place: Place, turn: int) -> list[Message]:
     if str(given).strip().lower() in CALL_ROLES:
         calls += _calls(from_json(content, "a tool call", place), place, turn)
         content = ""
-    _refuse_slips(value, place, turn)
+    refuse_slips(value, place, turn)
     parts = _content(content, bool(calls), place, turn)
     reasoning = parts.reasoning or next((value[key] for key in REASONING_KEYS if value.get(key)), None)
     if not (reasoning is None or isinstance(reasoning, str)):
@@ -104,33 +95,9 @@ def _message(value: Any, place: Place, turn: int) -> list[Message]:
             "a text",
             "write it as one text",
         )
-    weight = _weight(value, role, place, turn)
-    name, call_id = _label(value.get("name")), _label(value.get("tool_call_id"))
+    weight = loss_weight(value, role, place, turn)
+    name, call_id = (label(value.get(key), key, place, turn) for key in ("name", "tool_call_id"))
     return [Message(role, parts.text, reasoning, calls + parts.calls, weight, name, call_id)]
-
-
-def _refuse_slips(value: dict[str, Any], place: Place, turn: int) -> None:
-    """DataError for a key that is misspelt, and for two different thoughts of one message."""
-    for key in value:
-        alike = () if key in KNOWN_KEYS else difflib.get_close_matches(key.lower(), KNOWN_KEYS, 1, _ALIKE)
-        if alike and alike[0] not in value and len(alike[0]) > _SHORTEST_SLIP:
-            like = alike[0]
-            raise bad_row(
-                "a message has an unknown key",
-                place,
-                f"message {turn}: {key}: {show(value[key])}",
-                ", ".join(KNOWN_KEYS),
-                f"rename {key} to {like}, or remove it",
-            )
-    thoughts = {value[key] for key in REASONING_KEYS if isinstance(value.get(key), str) and value[key]}
-    if len(thoughts) > 1:
-        raise bad_row(
-            "a message has two different thoughts",
-            place,
-            f"message {turn}: {', '.join(key for key in REASONING_KEYS if value.get(key))}",
-            "one of reasoning_content, reasoning and thinking",
-            "keep one of them",
-        )
 
 
 def _is_result(part: Any) -> bool:
@@ -145,15 +112,25 @@ def _with_results(content: list[Any], place: Place, turn: int) -> list[Message]:
             for part in parts:
                 inner = part.get("content", "")
                 text = _content([] if inner is None else inner, False, place, turn).text
-                messages.append(Message("tool", text, tool_call_id=_label(part.get("tool_use_id"))))
+                call_id = label(part.get("tool_use_id"), "tool_use_id", place, turn)
+                messages.append(Message("tool", text, tool_call_id=call_id))
         else:
             messages.append(Message("user", _content(list(parts), False, place, turn).text))
     return messages
 
 
-def _label(value: Any) -> str | None:
-    """A name or an id, which some files write as a number."""
-    return None if value is None or value == "" else str(value)
+def _said(value: dict[str, Any], place: Place, turn: int) -> Any:
+    """The content of a message, under either of its names."""
+    content, other = value.get("content"), value.get("value")
+    if content is None or not isinstance(other, (str, list)) or other == content:
+        return other if content is None else content
+    raise bad_row(
+        "two texts for one message",
+        place,
+        f"message {turn}: content: {show(content)}; value: {show(other)}",
+        "one of content and value",
+        "keep one of them",
+    )
 
 
 class Parts(NamedTuple):
@@ -246,16 +223,28 @@ def _role(given: Any, place: Place, turn: int) -> str:
     return role
 
 
-def _either(value: dict[str, Any], first: str, second: str, place: Place, turn: int) -> Any:
-    if first in value or second in value:
-        return value.get(first, value.get(second))
+def _given_role(value: dict[str, Any], place: Place, turn: int) -> Any:
+    """What a message says of its role, under either of its names."""
+    role, other = value.get("role"), value.get("from")
+    if isinstance(role, str) and isinstance(other, str):
+        one, two = (ALIASES.get(name.strip().lower()) for name in (role, other))
+        if one and two and one != two:
+            raise bad_row(
+                "two roles for one message",
+                place,
+                f"message {turn}: role: {show(role)}; from: {show(other)}",
+                "one of role and from",
+                "keep one of them",
+            )
+    if "role" in value or "from" in value:
+        return other if role is None else role
     pairs = [(key, like) for key in value if (like := nearest(key, MESSAGE_KEYS))]
     raise bad_row(
         "a message has no role",
         place,
-        f"message {turn} has keys {', '.join(value) or 'none'}",
+        f"message {turn} has keys {listed(value) or 'none'}",
         '"role" and "content", or "from" and "value"',
-        "; ".join(f"rename {key} to {like}" for key, like in pairs if key != like) or "add its role",
+        "; ".join(f"rename {cut(key)} to {like}" for key, like in pairs if key != like) or "add its role",
     )
 
 
@@ -282,30 +271,3 @@ def _calls(values: Any, place: Place, turn: int) -> tuple[dict[str, Any], ...]:
 def _is_call(value: Any) -> bool:
     function = value.get("function", value) if isinstance(value, dict) else None
     return isinstance(function, dict) and isinstance(function.get("name"), str)
-
-
-def _weight(value: dict[str, Any], role: str, place: Place, turn: int) -> float | None:
-    """The loss weight that a message asks for; None where it does not say."""
-    given = {key: value[key] for key in WEIGHT_KEYS if value.get(key) is not None}
-    if not given:
-        return None
-    if "train" in given and not isinstance(given["train"], bool):
-        raise bad_row(
-            "`train` is neither true nor false",
-            place,
-            f"message {turn}: {show(given['train'])}",
-            "true or false",
-            "write true or false, or a number as `weight`",
-        )
-    weights = {float(item) if key == "train" else number(item, key, place) for key, item in given.items()}
-    if len(weights) > 1 or (role != "assistant" and weights != {0.0}):
-        raise bad_row(
-            "two weights for one message"
-            if len(weights) > 1
-            else "a weight on a message that is not a reply",
-            place,
-            f"message {turn} ({role}): {show(given)}",
-            "one weight" if len(weights) > 1 else "weight 0 or none: only replies are trained",
-            "keep one of them" if len(weights) > 1 else "remove it",
-        )
-    return weights.pop()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from imprint.data.layout import holds_rows
 from imprint.data.text import BOM, CHUNK, refuse_foreign
 from imprint.errors import DataError
 
@@ -183,14 +184,26 @@ def _kind(path: Path, name: str, head: bytes) -> str:
 def _of_json(kind: str, head: bytes) -> str:
     """JSON lines or one JSON document: what its first line shows, whatever the name says."""
     first, _, rest = head.removeprefix(BOM).lstrip().partition(b"\n")
-    if kind == "jsonl" and first.strip() == b"[":
-        return "json"
+    if kind == "jsonl":
+        alone = first.strip() in (b"[", b"{") or (not rest.strip() and _begins_with_row(first))
+        return "json" if alone else kind
     if kind == "json" and rest and not rest.isspace() and _parses(first):
         return "jsonl"
     if kind == "json" and b"\n" not in head and b"\r" in head:
         first, _, rest = head.removeprefix(BOM).lstrip().partition(b"\r")
         return "jsonl" if rest and not rest.isspace() and _parses(first) else kind
     return kind
+
+
+def _begins_with_row(line: bytes) -> bool:
+    """Whether a line that is all that is seen of a file is a list of rows: the list of one row's messages is not."""
+    if not line.startswith(b"["):
+        return False
+    try:
+        first, _ = json.JSONDecoder().raw_decode(str(line[1:], "utf-8", "replace").lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return holds_rows([first])
 
 
 def _parses(line: bytes) -> bool:

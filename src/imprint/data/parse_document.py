@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from imprint.data import text as texts
 from imprint.data.conversation import Place, Record
+from imprint.data.layout import EACH_A_LINE, ONE_A_LINE, not_rows
 from imprint.data.parse_json import DECODER, UNIQUE, Twice, broken_json, key_twice, may_be_half
 from imprint.data.text import BOM, CHUNK, Broken, listed, not_utf8, refuse_surrogates, too_long
 from imprint.errors import DataError
@@ -41,7 +42,7 @@ def json_document(file: BinaryIO, name: str, is_row: Callable[[Any], bool]) -> I
     else:
         return
     if window.peek():
-        raise window.broken("Extra data", window.at)
+        raise _behind(window, first)
 
 
 class Window:
@@ -150,6 +151,8 @@ class Window:
 def _object(window: Window, is_row: Callable[[Any], bool]) -> Iterator[Record]:
     """The row that an object is, or the rows of its one list."""
     value = _whole(window)
+    if value is not None and (error := not_rows(value, window.name)):
+        raise error
     if value is not None and is_row(value):
         place = Place(window.name, window.line_here)
         yield Record(window.row(place), place)
@@ -184,7 +187,7 @@ def _whole(window: Window) -> dict[str, Any] | None:
     while len(window.text) < WHOLE and window.more():
         pass
     try:
-        value, _ = DECODER.raw_decode(window.text, window.at)
+        value, end = DECODER.raw_decode(window.text, window.at)
     except json.JSONDecodeError as error:
         if not window.ended:
             return None
@@ -192,7 +195,25 @@ def _whole(window: Window) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise broken_json(error, window.name, window.line_here) from error
     assert isinstance(value, dict)
+    rest = SPACE.match(window.text, end)
+    if rest is not None and window.text.startswith("{", rest.end()):
+        window.at = rest.end()
+        raise _behind(window, "{")
     return value
+
+
+def _behind(window: Window, first: str) -> DataError:
+    """What is said of the text at `at`, behind a document that began with `first`."""
+    error = window.broken("Extra data", window.at)
+    if window.text[window.at] != first:
+        return error
+    return DataError(
+        "the file holds several JSON documents, one behind the other",
+        where=error.where,
+        found=error.found,
+        expected="one document, or one row per line",
+        fix=f"write each row on a line of its own: {ONE_A_LINE if first == '{' else EACH_A_LINE}",
+    )
 
 
 def _list_inside(value: dict[str, Any], file: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from imprint.data.conversation import Place, Record
+from imprint.data.layout import ONE_A_LINE, holds_rows, list_of_rows, not_rows
 from imprint.data.text import BOM, Broken, not_utf8, refuse_surrogates, shown
 from imprint.errors import DataError
 
@@ -61,7 +62,23 @@ UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def json_lines(lines: Iterable[bytes], file: str) -> Iterator[Record]:
-    """One record per line that is not blank; a line that is no JSON gives a `Broken` record."""
+    """One record per line that is not blank; a line that is no JSON, or no row, gives a `Broken` record."""
+    records = _records(lines, file)
+    first = next(records, None)
+    if first is None:
+        return
+    error = not_rows(first.value, str(first.place))
+    if error is None:
+        yield first
+    elif (second := next(records, None)) is not None:  # no table is cut into lines: it is a row
+        yield first
+        yield second
+    else:
+        yield Record(Broken(error), first.place)
+    yield from records
+
+
+def _records(lines: Iterable[bytes], file: str) -> Iterator[Record]:
     # the decoder in C, without the copies that `decode` makes
     scan: Callable[[str, int], tuple[Any, int]] = UNIQUE.scan_once  # type: ignore[attr-defined]
     offset = 0
@@ -72,6 +89,8 @@ def json_lines(lines: Iterable[bytes], file: str) -> Iterator[Record]:
             value, end = scan(text, 0)
             if text[end:] in LINE_ENDS and not may_be_half(text, 0, end):
                 offset += len(raw)
+                if type(value) is list and holds_rows(value):
+                    value = Broken(list_of_rows(value, str(place)))
                 yield Record(value, place)
                 continue
         except (ValueError, RecursionError, StopIteration):
@@ -102,27 +121,24 @@ def _slowly(raw: bytes, place: Place, offset: int) -> Any:
         value = UNIQUE.decode(text)
         if may_be_half(text, 0, len(text)):
             refuse_surrogates(value, str(place))
+        if type(value) is list and holds_rows(value):
+            return Broken(list_of_rows(value, str(place)))
         return value
     except Twice as error:
         return Broken(key_twice(error, place))
     except UnicodeDecodeError as error:
         return Broken(not_utf8(error.object, error.start, str(place), offset + error.start))
     except (ValueError, RecursionError) as error:
-        if place.line == 1 and raw.strip() == b"{":
-            raise DataError(
-                "the file is one JSON document, not JSON lines",
-                where=str(place),
-                found="a first line of '{'",
-                expected="one row per line",
-                fix="rename it to .json",
-            ) from None
-        return Broken(broken_json(error, place.file, place.line))
+        return Broken(broken_json(error, place.file, place.line, lines=True))
     except DataError as error:
         return Broken(error)
 
 
-def broken_json(error: Exception, file: str, line: int, column: int = 0) -> DataError:
-    """What is wrong with JSON; `line` is where the decoded text starts in the file, behind `column` characters."""
+def broken_json(error: Exception, file: str, line: int, column: int = 0, *, lines: bool = False) -> DataError:
+    """What is wrong with JSON; `line` is where the decoded text starts in the file, behind `column` characters.
+
+    `lines` says that the text is one line of many, so that a row may go on in the next.
+    """
     if not isinstance(error, json.JSONDecodeError):
         deep = isinstance(error, RecursionError)
         return DataError(
@@ -137,11 +153,14 @@ def broken_json(error: Exception, file: str, line: int, column: int = 0) -> Data
     before, after = error.doc[max(0, error.pos - 20) : error.pos], error.doc[error.pos : error.pos + 20]
     excerpt = (before.rpartition("\n")[2] + after.partition("\n")[0]).strip() or (before + after).strip()
     ends = error.pos >= len(error.doc.rstrip())
+    fix = "close what is open; if the file was cut off, fetch it again" if ends else _fix(error)
+    if ends and lines and error.doc.endswith(("{", "[", ",", ":")):
+        fix = f"if the row goes on in the next line: {ONE_A_LINE}\nif the file was cut off, fetch it again"
     return DataError(
         "not valid JSON",
         where=f"{file}:{number}:{start}",
         found=f"{error.msg}, {'at the end of' if ends else 'at'}: {excerpt!r}",
-        fix="close what is open; if the file was cut off, fetch it again" if ends else _fix(error),
+        fix=fix,
     )
 
 

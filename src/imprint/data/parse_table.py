@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -14,16 +15,22 @@ from imprint.errors import DataError
 
 LONGEST = 1 << 27  # characters of a cell: a quote that is never closed would swallow the file
 SAMPLE = 500  # rows by which the dialect is told
+FLAN = ["question", "answer", "rationale"]  # the columns of FLAN's tables, which have no header
 _MARK = re.compile(r"sep=([^\r\n]?)[ \t]*(\r\n|\n|\r)", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]*\d[\d.,]*%?\s*")
 _NAME = re.compile(r"([^\W\d][\w\s.:;,/#()-]{0,39})?")  # what can be the name of a column
 
 
 class Dialect(NamedTuple):
-    """How a table is written: what stands between cells, whether quotes hold cells, and the marks before it."""
+    """How a table is written: what stands between cells, whether quotes hold cells, and the marks before it.
+
+    `flan` says that three columns, where they have no header, may be taken for FLAN's.
+    """
 
     delimiter: str
     quoted: bool
     mark: int = 0  # lines before the header: Excel's `sep=;`
+    flan: bool = False
 
 
 class Table(NamedTuple):
@@ -41,7 +48,15 @@ def dialect(head: bytes, *, tabs: bool) -> Dialect:
         text = text[mark.end() :]
     chosen = mark[1] if mark and mark[1] else "\t" if tabs else _delimiter(text)
     quoted = chosen != "\t" or _widths(text, "\t") is not None
-    return Dialect(chosen, quoted, 1 if mark else 0)
+    flan = tabs and chosen == "\t" and not _has_numbers(text, quoted)
+    return Dialect(chosen, quoted, 1 if mark else 0, flan)
+
+
+def _has_numbers(text: str, quoted: bool) -> bool:
+    """Whether one of the columns holds nothing but numbers in the first rows, as ids and labels do."""
+    columns = itertools.zip_longest(*_sample(text, "\t", quoted) or [], fillvalue="")
+    filled = (list(filter(str.strip, cells)) for cells in columns)
+    return any(cells and all(map(_NUMBER.fullmatch, cells)) for cells in filled)
 
 
 def _delimiter(text: str) -> str:
@@ -59,20 +74,21 @@ def _delimiter(text: str) -> str:
 
 def _widths(text: str, delimiter: str) -> set[int] | None:
     """How many cells the first rows have; None where they cannot be read so."""
-    reader = _cells(io.StringIO(text, newline=""), delimiter, True)
-    widths = []
+    rows = _sample(text, delimiter, True)
+    return None if rows is None else set(map(len, rows))
+
+
+def _sample(text: str, delimiter: str, quoted: bool) -> list[list[str]] | None:
+    """The first rows that are whole; None where they cannot be read so."""
+    rows: list[list[str]] = []
     try:
-        for cells in reader:
-            if cells:
-                widths.append(len(cells))
-            if len(widths) > SAMPLE:
+        for cells in filter(None, _cells(io.StringIO(text, newline=""), delimiter, quoted)):
+            rows.append(cells)
+            if len(rows) > SAMPLE:
                 break
     except csv.Error as error:
-        if "unexpected end" not in str(error):  # the head may end within a cell
-            return None
-    else:
-        widths = widths[:-1] if len(widths) > 1 and not text.endswith(("\n", "\r")) else widths
-    return set(widths)
+        return rows if "unexpected end" in str(error) else None  # the head may end within a cell
+    return rows[:-1] if len(rows) > 1 and not text.endswith(("\n", "\r")) else rows
 
 
 def _cells(texts: Iterable[str], delimiter: str, quoted: bool) -> Any:
@@ -86,7 +102,8 @@ def csv_rows(
     """The table's columns, then one record per row, a dict of texts; the place is the row's first line.
 
     `known` are names that columns may have. A first row that has none of them, and holds what
-    cannot be a name, is data: its table has no header, and the columns are "0", "1", ….
+    cannot be a name, is data: its table has no header, and the columns are "0", "1", …, or those
+    of FLAN where the style allows it. A row that repeats the header is `Broken`.
     """
     csv.field_size_limit(LONGEST)  # the module's limit of 131,072 characters is shorter than some replies
     reader = _cells(_texts(lines, file, style.mark), style.delimiter, style.quoted)
@@ -98,12 +115,14 @@ def csv_rows(
             if not cells or (table is None and not any(map(str.strip, cells))):
                 continue
             if table is None:
-                table = _table(cells, place, known)
+                table = _table(cells, place, known, style.flan)
                 yield table
                 if not table.headerless:
                     continue
             if len(cells) != len(table.columns):
                 yield Record(Broken(_wrong_width(cells, table, place)), place)
+            elif cells[-1] == table.columns[-1] and _is_header(cells, table):
+                yield Record(Broken(_header_again(cells, place)), place)
             else:
                 yield Record(dict(zip(table.columns, cells, strict=True)), place)
     except csv.Error as error:
@@ -146,10 +165,11 @@ def _texts(lines: Iterable[bytes], file: str, skip: int) -> Iterator[str]:
             yield text
 
 
-def _table(cells: list[str], place: Place, known: Collection[str]) -> Table:
+def _table(cells: list[str], place: Place, known: Collection[str], flan: bool) -> Table:
     names = [cell.strip() for cell in cells]
     if not any(name in known for name in names) and not all(map(_NAME.fullmatch, names)):
-        return Table([str(number) for number in range(len(cells))], True)
+        unnamed = [str(number) for number in range(len(cells))]
+        return Table(FLAN if flan and len(cells) == len(FLAN) else unnamed, True)
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
         raise DataError(
@@ -160,6 +180,22 @@ def _table(cells: list[str], place: Place, known: Collection[str]) -> Table:
             fix="rename one of them",
         )
     return Table(cells, False)
+
+
+def _is_header(cells: list[str], table: Table) -> bool:
+    """Whether a row repeats the header, as where files were put one behind the other."""
+    first = cells[0].removeprefix("\ufeff")
+    return not table.headerless and [first, *cells[1:]] == table.columns
+
+
+def _header_again(cells: list[str], place: Place) -> DataError:
+    return DataError(
+        "the header stands again",
+        where=str(place),
+        found=listed(cells),
+        expected="one header, in the first line",
+        fix="remove the line",
+    )
 
 
 def _wrong_width(cells: list[str], table: Table, place: Place) -> DataError:

@@ -16,12 +16,14 @@ from imprint.data.ledger import Ledger
 from imprint.data.locate import File, Located, locate
 from imprint.data.open import DAMAGE, Look, damaged, look, unpacked
 from imprint.data.parse_document import json_document
-from imprint.data.parse_table import Table, csv_rows, dialect
+from imprint.data.parse_table import FLAN, Table, csv_rows, dialect
 from imprint.data.text import LIMIT, decode, lines, too_long
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
 NOT_TAKEN = "not taken by share"
+NO_HEADER = "the table has no header: its columns are 0, 1, …"
+AS_FLAN = f"three columns without a header are read as {', '.join(FLAN)} (FLAN)"
 
 
 def read(
@@ -140,7 +142,9 @@ def _lot(key: str, record: Record, seed: int) -> int:
     """64 bits that belong to a record's place; the messages of one tree have one lot."""
     place, value = record.place, record.value
     tree = value.get("message_tree_id") if type(value) is dict else None
-    name = f"{seed}/tree {tree}" if isinstance(tree, str) else f"{seed}/{place.unit} {place.line}/{key}"
+    name = (
+        f"{seed}/tree {tree}" if isinstance(tree, str) and tree else f"{seed}/{place.unit} {place.line}/{key}"
+    )
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
@@ -191,11 +195,13 @@ def _table(
     rows: Iterator[bytes], name: str, found: Look, source: DataSource, ledger: Ledger | None
 ) -> Iterator[Record]:
     known = {*formats.COLUMNS, *formats.OPTIONAL, *source.fields.values()}
-    for row in csv_rows(rows, name, dialect(found.head, tabs=found.kind == "tsv"), known):
+    style = dialect(found.head, tabs=found.kind == "tsv")
+    flan = source.format == "flan_cot" or (source.format == "auto" and style.flan)
+    for row in csv_rows(rows, name, style._replace(flan=flan and not source.fields), known):
         if isinstance(row, Record):
             yield row
         elif isinstance(row, Table) and row.headerless and ledger is not None:
-            ledger.warn("the table has no header: its columns are 0, 1, …", Place(name, 1))
+            ledger.warn(AS_FLAN if row.columns == FLAN else NO_HEADER, Place(name, 1))
 
 
 def _is_row(source: DataSource, value: dict[str, Any]) -> bool:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from imprint.data.catalogue import COLUMNS, FORMATS, OPTIONAL, PARTS, Format
 from imprint.data.conversation import Place
-from imprint.data.faults import bad_row, show
+from imprint.data.faults import bad_row, cut, listed, show
+from imprint.data.parse_table import FLAN
 from imprint.data.shapes import PROMPTS, Row
 from imprint.data.shapes_text import LABELS
 from imprint.errors import DataError, nearest
 
 NOTHING: frozenset[str] = frozenset()
-FLAN_COLUMNS = ("question", "answer", "rationale")
 BESIDE = {
     "input",
     "context",
@@ -47,11 +47,17 @@ def explain(row: Any, place: Place, mapped: frozenset[str] = NOTHING, key: str =
         return Evidence("messages", "a list of messages without a column", (), (), (), ())
     if not isinstance(row, dict):
         return Evidence("", not_a_row(row, place).what, (), (), (), ())
-    row = with_names(row)
     fitting = [format for group in _groups(tuple(row), mapped) for format in group]
     try:
         found = recognise(row, mapped, place, key)
     except DataError as error:
+        filled = {column: value for column, value in row.items() if value is not None and value != ""}
+        if not mapped and len(filled) < len(row):  # the empty columns may be those of other rows
+            inner = explain(filled, place, mapped, key)
+            if inner.format:
+                return inner._replace(
+                    ignored=tuple(column for column in row if column not in inner.columns + inner.read)
+                )
         return Evidence("", error.what, (), (), tuple(row), tuple(format.name for format in fitting))
     used = {*found.columns, *found.uses, *OPTIONAL}
     others = tuple(format.name for format in fitting if format is not found)
@@ -75,13 +81,6 @@ def is_row(value: Row) -> bool:
     return any(_fits(format, value) for group in _groups(tuple(value), NOTHING) for format in group)
 
 
-def with_names(row: Row) -> Row:
-    """A row of a table without a header under the names that three columns have in FLAN."""
-    if len(row) == 3 and tuple(row) == ("0", "1", "2"):
-        return dict(zip(FLAN_COLUMNS, row.values(), strict=True))
-    return row
-
-
 def recognise(row: Row, mapped: frozenset[str], place: Place, key: str) -> Format:
     """The one format of a row; DataError where there is none, or several that fit as well."""
     if sure := certain(tuple(row), mapped):
@@ -99,7 +98,7 @@ def recognise(row: Row, mapped: frozenset[str], place: Place, key: str) -> Forma
             raise bad_row(
                 "the columns fit several formats",
                 place,
-                f"columns {', '.join(row)}",
+                f"columns {listed(row)}",
                 f"one of {', '.join(format.name for format in fitting)}",
                 f"say which: {key}.format={fitting[0].name}",
             )
@@ -168,7 +167,7 @@ def not_a_row(value: Any, place: Place) -> DataError:
 
 def _unknown(row: Row, groups: tuple[tuple[Format, ...], ...], place: Place, key: str) -> DataError:
     """Why a row is of no format: its values, a reply that is missing, names that are unlike any."""
-    columns = f"columns {', '.join(row) or 'none'}"
+    columns = f"columns {listed(row) or 'none'}"
     fields = f"{key}.fields.prompt=COLUMN {key}.fields.response=COLUMN"
     if special := _special(row, columns, place, key):
         return special
@@ -182,7 +181,7 @@ def _unknown(row: Row, groups: tuple[tuple[Format, ...], ...], place: Place, key
             f"mend the values, or name your columns: {fields}",
         )
     likes = _renames(tuple(row))
-    renames = "; ".join(f"rename {column} to {like}" for column, like in likes)
+    renames = "; ".join(f"rename {cut(column)} to {like}" for column, like in likes)
     prompt = next((name for name in (*PROMPTS, "inputs", "problem") if name in row), None)
     if prompt is not None and not likes:
         return bad_row(
@@ -243,8 +242,13 @@ def _special(row: Row, columns: str, place: Place, key: str) -> DataError | None
             "the columns have no names",
             place,
             f"{len(row)} columns: " + ", ".join(show(value) for value in list(row.values())[:4]),
-            "a header, or three columns: question, answer, rationale",
-            f"add a header, or say which column is which: {key}.fields.prompt=0 {key}.fields.response=1",
+            "a header",
+            f"add a header, or say which column is which: {key}.fields.prompt=0 {key}.fields.response=1"
+            + (
+                f"\nof FLAN's: {' '.join(f'{key}.fields.{name}={at}' for at, name in enumerate(FLAN))}"
+                if len(row) == 3
+                else ""
+            ),
         )
     if "input_ids" in row:
         return bad_row(

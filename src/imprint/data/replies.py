@@ -19,7 +19,7 @@ def check(messages: tuple[Message, ...], place: Place) -> None:
     for turn, message in enumerate(messages, 1):
         role = message.role
         if role == "assistant":
-            if not message.tool_calls and not message.content.strip():
+            if not message.tool_calls and _says_nothing(message.content):
                 thought = " beside a reasoning" if message.reasoning else ""
                 raise bad_row(
                     "the reply is empty",
@@ -50,6 +50,14 @@ def check(messages: tuple[Message, ...], place: Place) -> None:
             )
     if not answered or messages[-1].role != "assistant":
         raise _without_reply(messages, place)
+
+
+def _says_nothing(content: str) -> bool:
+    """Whether a reply is empty, or nothing but a thought in tags that is empty."""
+    if "</" not in content:
+        return not content.strip()
+    reasoning, answer = Message("assistant", content).thought
+    return reasoning is None and not answer.strip()
 
 
 def _without_reply(messages: tuple[Message, ...], place: Place) -> DataError:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import Message, Place, Tokens
-from imprint.data.faults import bad_row, show, show_type
+from imprint.data.faults import bad_row, listed, show, show_type
 from imprint.data.messages import parse_messages
 
 Row = dict[str, Any]
@@ -145,10 +145,13 @@ def dolly(row: Row, place: Place) -> tuple[Message, ...]:
 
 
 def _asked(row: Row, second: str, place: Place) -> tuple[Message, ...]:
-    """The prompt: an instruction, and behind a blank line what it is about, if that is not empty."""
-    if not row.get(second):
+    """The prompt: an instruction, and behind a blank line what it is about; one alone where the other is empty."""
+    given = row.get(second)
+    about = "" if given is None or given == [] else text(row, second, place)
+    if not about.strip():
         return side(row, "instruction", "user", place)
-    return (Message("user", f"{text(row, 'instruction', place)}\n\n{text(row, second, place)}"),)
+    asked = text(row, "instruction", place)
+    return (Message("user", f"{asked}\n\n{about}" if asked.strip() else about),)
 
 
 def seeds(row: Row, place: Place) -> list[Draft]:
@@ -174,14 +177,17 @@ def seeds(row: Row, place: Place) -> list[Draft]:
 
 
 def flan_cot(row: Row, place: Place) -> tuple[Message, ...]:
-    r"""FLAN's chains of thought: the rationale, then the answer; a written \n is the end of a line."""
+    r"""FLAN's chains of thought: the rationale, then the answer; a written \n is the end of a line.
+
+    Without a rationale it is a question and its answer, as they stand.
+    """
+    if not text(row, "rationale", place).strip():
+        return (*side(row, "question", "user", place), *side(row, "answer", "assistant", place))
     question, answer, rationale = (
         text(row, part, place).replace("\\n", "\n") for part in ("question", "answer", "rationale")
     )
-    if not answer.strip():
-        side({"answer": answer}, "answer", "assistant", place)
-    told = f"The answer is {answer.strip()}."
-    reply = f"{rationale.rstrip()} {told}" if rationale.strip() else told
+    side({"answer": answer}, "answer", "assistant", place)
+    reply = f"{rationale.rstrip()} The answer is {answer.strip()}."
     return (*side({"question": question}, "question", "user", place), Message("assistant", reply))
 
 
@@ -198,7 +204,7 @@ def chosen(row: Row, place: Place) -> tuple[Message, ...] | list[Draft]:
         raise bad_row(
             "the chosen reply has no prompt",
             place,
-            f"columns {', '.join(row)}",
+            f"columns {listed(row)}",
             "a column `prompt`, a list of messages, or a text with Human: and Assistant:",
             "add the column of the prompt",
         )

@@ -79,7 +79,8 @@ def tokens(column: str) -> Read:
 
 def _integers(row: Row, column: str, place: Place) -> list[int]:
     values = row[column]
-    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+    kinds = {int} if column in ("input_ids", "labels") else {int, bool}  # a mask may be of true and false
+    if not isinstance(values, list) or not kinds.issuperset(map(type, values)):
         raise bad_row(
             "a column is not a list of integers", place, f"{column}: {show(values)}", "[1, 2]", "mend it"
         )

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from imprint.data.conversation import Message, Place
-from imprint.data.faults import bad_row, from_json, show
+from imprint.data.faults import bad_row, cut, from_json, listed, show
 from imprint.data.messages import parse_messages
 from imprint.data.shapes import Draft, Row, side
 from imprint.errors import DataError
@@ -84,8 +84,8 @@ def bfcl(row: Row, place: Place) -> list[Draft]:
         raise bad_row(
             "the ground truth calls a function that is not offered",
             place,
-            unknown[0],
-            f"one of {', '.join(required)}",
+            cut(unknown[0]),
+            f"one of {listed(required)}",
             "mend the name",
         )
     return [
@@ -107,7 +107,7 @@ def _no_truth(row: Row, place: Place) -> DataError:
     return bad_row(
         "the row has no ground truth",
         place,
-        f"columns {', '.join(row)}",
+        f"columns {listed(row)}",
         "a column `ground_truth`, or beside the file NAME a file NAME_answers or possible_answer/NAME with this id",
         "put the file of answers there",
     )

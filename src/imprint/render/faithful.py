@@ -37,9 +37,15 @@ def reply_fault(completion: str, message: Message, opening: str | None = None) -
     if message.tool_calls:
         return _call_fault(_own_words(completion, message), message)
     own = message.content.removesuffix(answer).strip()  # an empty thought in tags
-    if opening is not None and not reasoning and thought.strip() not in ("", own, opening.strip()):
+    if opening is not None and not reasoning and _squeezed(thought) not in (
+        "", _squeezed(own), _squeezed(opening), _squeezed(opening + own)
+    ):  # fmt: skip
         return Fault("the template writes something else before this reply", f"{completion[:80]!r}")
     return None
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _own_words(completion: str, message: Message) -> str:
@@ -96,7 +102,8 @@ def context_fault(
 ) -> Fault | None:
     """What of the messages up to `until`, and of the tools, is not in the prompt, if anything.
 
-    Tools and calls are asked for once: `since` is the first message that was not looked at before. Of earlier replies only the calls are asked for: many templates drop their thoughts, and mean to.
+    Tools and calls are asked for once: `since` is the first message that was not looked at before.
+    Of earlier replies only the calls are asked for: many templates drop their thoughts, and mean to.
     """
     if since == 0 and conversation.tools:
         names = [str(tool.get("function", tool).get("name", "")) for tool in conversation.tools]

@@ -6,12 +6,13 @@ sentinel. What is no sentinel then, and no mark around one, is its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import Conversation, Message
+from imprint.render.limits import OUT_OF_TIME
 from imprint.render.template import Refused, Template
 from imprint.render.tokens import Encoder
 from imprint.render.wording import marks_of, own_texts
@@ -64,20 +65,10 @@ def inserted_texts(
         kind = _kind(conversation)
         if _replies(conversation) and (kind not in shapes or _tells_more(conversation, shapes[kind])):
             shapes[kind] = conversation
-    seen: dict[str, set[_Found]] = {}
-    asked: set[_Found] = set()
-    for kind, shape in shapes.items():
-        marks = _marks(kind, template, encoder)
-        replies = _replies(shape)
-        named = {"first": replies[0], "last": replies[-1]} if len(replies) > 1 else {"only": replies[0]}
-        for name, reply in named.items():
-            prompt = _Probe(template).prompt(shape.messages[:reply], bool(shape.tools))
-            if prompt is None:
-                continue
-            found = _Found(kind, name)
-            asked.add(found)
-            for text in own_texts(prompt, marks, encoder.pattern):
-                seen.setdefault(text, set()).add(found)
+    try:
+        seen, asked = _ask(shapes, template, encoder)
+    except Refused:  # out of time: the rows will say so
+        return []
     lengths = encoder.encode(list(seen))
     return [
         Inserted(text, len(ids), _where(places, asked))
@@ -104,39 +95,65 @@ def _tells_more(one: Conversation, other: Conversation) -> bool:
 
 
 def _where(places: set[_Found], asked: set[_Found]) -> str:
-    """Where a text stands, of all prompts that were asked for."""
-    seen = {place.kind for place in places}
-    for replies, said in (
-        (("first", "last", "only"), ""),
-        (("last",), ", from the second reply on"),
-        (("first", "only"), ", for the first reply only"),
-    ):
-        among = {place for place in asked if place.reply in replies}
-        if places == {place for place in among if place.kind in seen}:
-            where = _of_kinds(seen, {place.kind for place in among})
-            return f"{where}{said}" if where else "to some prompts"
-    return "to some prompts"
+    """Where a text stands, of all prompts that were asked for; no more than these say."""
+    kinds = {place.kind for place in places}
+    if places == {place for place in asked if place.kind in kinds}:
+        return _of_kinds(kinds, {place.kind for place in asked})
+    later = all(place.reply == "last" for place in places)
+    return "to prompts behind a conversation's first" if later else "to some prompts"
 
 
 def _of_kinds(found: set[_Kind], all_kinds: set[_Kind]) -> str:
-    """The prompts of some of all kinds of conversations in words; empty where there are none."""
+    """All prompts of some kinds of conversations, in words: by what these have, or have not."""
     if found == all_kinds:
         return "to every prompt"
-    for name, plain, without in (
-        ("system", "that has a system message", "that has no system message"),
-        ("tools", "that has tools", "that has no tools"),
-        ("reasoning", "with reasoning", "without reasoning"),
-    ):
-        if found == {kind for kind in all_kinds if getattr(kind, name)}:
-            return f"to every prompt {plain}"
-        if found == {kind for kind in all_kinds if not getattr(kind, name)}:
-            return f"to every prompt {without}"
-    if found == {kind for kind in all_kinds if not kind.system and not kind.tools}:
-        return "to every prompt that has neither a system message nor tools"
-    return ""
+    facts = [(name, has) for name in _Kind._fields for has in (True, False)]
+    for several in ([(fact,) for fact in facts], combinations(facts, 2)):
+        for chosen in several:
+            if found == {kind for kind in all_kinds if all(getattr(kind, n) is has for n, has in chosen)}:
+                return f"to every prompt {_said(dict(chosen))}"
+    return "to some prompts"
+
+
+def _said(facts: Mapping[str, bool]) -> str:
+    """`that has tools and no system message`."""
+    if "reasoning" in facts:
+        rest = {name: has for name, has in facts.items() if name != "reasoning"}
+        return (
+            (f"{_said(rest)} " if rest else "") + ("with" if facts["reasoning"] else "without") + " reasoning"
+        )
+    names = {"system": "a system message", "tools": "tools"}
+    has = [names[name] for name, there in facts.items() if there]
+    lacks = [names[name] for name, there in facts.items() if not there]
+    if len(lacks) > 1:
+        return f"that has neither {lacks[0]} nor {lacks[1]}"
+    return "that has " + " and ".join(has + ["no " + name.removeprefix("a ") for name in lacks])
 
 
 # ---- asking the template -------------------------------------------------------------------------
+
+
+def _ask(
+    shapes: Mapping[_Kind, Conversation], template: Template, encoder: Encoder
+) -> tuple[dict[str, set[_Found]], set[_Found]]:
+    """Each of the template's own texts with where it was seen, and all places where one could have been.
+
+    Refused where the template runs out of time.
+    """
+    seen: dict[str, set[_Found]] = {}
+    asked: set[_Found] = set()
+    for kind, shape in shapes.items():
+        marks = _marks(kind, template, encoder)
+        replies = _replies(shape)
+        named = {"first": replies[0], "last": replies[-1]} if len(replies) > 1 else {"only": replies[0]}
+        for name, reply in named.items():
+            prompt = _Probe(template).prompt(shape.messages[:reply], bool(shape.tools))
+            if prompt is None:
+                continue
+            asked.add(_Found(kind, name))
+            for text in own_texts(prompt, marks, encoder.pattern):
+                seen.setdefault(text, set()).add(_Found(kind, name))
+    return seen, asked
 
 
 @dataclass
@@ -161,7 +178,9 @@ class _Probe:
         template = self.template.for_tools(offered)
         try:
             return template.render(template.inputs(messages), offered, add_generation_prompt=True)
-        except Refused:
+        except Refused as error:
+            if str(error) == OUT_OF_TIME:
+                raise
             return None
 
     def message(self, message: Message) -> Message:

@@ -93,8 +93,6 @@ class Encoder:
             and self.backend.normalizer is not None
             and any(token.special and token.normalized for token in added.values())
         )
-        # such tokens swallow the white space beside them
-        self._strips = any(token.lstrip or token.rstrip for token in added.values())
         cuts = {i: token.content for i, token in added.items() if not token.normalized}
         self.cuts = _any_of(cuts.values())
         # a cut that stands inside a longer one: only what follows says which of them it is
@@ -106,6 +104,8 @@ class Encoder:
         self.num_tokens = size
         self.exact_shortcut = True
         self.lossless = self._is_lossless()
+        # some tokens swallow the white space beside them
+        self.may_lose = not self.lossless or any(token.lstrip or token.rstrip for token in added.values())
         # what stands around a text in pretraining: BOS where the tokenizer adds one by itself, end-of-text
         first = self.tokenizer("a").input_ids[:1]
         starts = first if first == [self.tokenizer.bos_token_id] else []
@@ -206,7 +206,7 @@ class Encoder:
         Asked only of tokenizers that can lose some: decoding is slow. The text is what the ids add behind
         the prompt's end, since decoders drop the space of a first word.
         """
-        if self.lossless and not self._strips:
+        if not self.may_lose:
             return False
         before = prompt[-_BEFORE:]
         ours = self.decode(np.concatenate((before, ids)))[len(self.decode(before)) :]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 SENTINEL = re.compile(r"qx7([mt])\d{4}z", re.IGNORECASE)  # m: of a message, t: of a tool or a call
 
+_REACH = 400  # characters in which an end is looked for: a stranger's text may be of any length
 _FEW, _MANY = 2, 4  # words that tell; where a mark or the syntax of tools is as likely
 _DEFINITION = 8  # words that tell between two texts of one tool's definition
 
@@ -16,8 +17,9 @@ _TAG = r"<{1,2}[^<>\n]{1,40}>{1,2}|\[/?[A-Z_]{3,30}\]"
 _TAGS = re.compile(_TAG)
 _EDGE = rf"(?:{_TAG}|\s)++"
 _HEAD, _TAIL = re.compile(_EDGE), re.compile(rf"{_EDGE}\Z")
-# JSON, or Python's way to print it, without what a sentinel stands for
-_SYNTAX = r"""(?:["']\w+["']|&#3[49];|\b(?:true|false|null|none|True|False|None)\b|[\[\](){},:;\s"'])++"""
+# JSON, Python or TypeScript around the texts of a tool
+_NAMES = r"\b(?:true|false|null|none|True|False|None|string|str|any)\b"
+_SYNTAX = rf"""(?:["']\w+["']|&#3[49];|{_NAMES}|[-=]>|[\[\](){{}},.:;\s"'])++"""
 _SYNTAX_HEAD, _SYNTAX_TAIL = re.compile(_SYNTAX), re.compile(rf"{_SYNTAX}\Z")
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without spaces: each character counts
@@ -52,9 +54,12 @@ def _of_gap(
         if behind:
             piece = piece[match.end() :] if (match := _SYNTAX_HEAD.match(piece)) else piece
         if before:
-            piece = piece[: match.start()] if (match := _SYNTAX_TAIL.search(piece)) else piece
+            match = _SYNTAX_TAIL.search(piece, max(0, len(piece) - _REACH))
+            stop = match.start() if match else len(piece)
+            piece = piece[: stop + (piece[stop : stop + 1] in (".", ":"))]  # which end a sentence
         text = _bare(piece)
-        fewest = _DEFINITION if behind and before else _MANY if behind or before or text in marks else _FEW
+        fewest = _MANY if behind or before or left == right == "t" or text in marks else _FEW
+        fewest = _DEFINITION if behind and before else fewest
         text = _without_marks(text, marks)
         if text and _tells(text, fewest):
             yield text
@@ -65,7 +70,8 @@ def _bare(text: str) -> str:
     text = text[match.end() :] if (match := _HEAD.match(text)) else text
     text = text[match.end() :] if (match := _ROLE.match(text)) else text
     text = text[match.end() :] if (match := _HEAD.match(text)) else text
-    return text[: match.start()] if (match := _TAIL.search(text)) else text
+    match = _TAIL.search(text, max(0, len(text) - _REACH))
+    return (text[: match.start()] if match else text).lstrip(".,;: ").rstrip()
 
 
 def _without_marks(text: str, marks: frozenset[str]) -> str:
@@ -88,5 +94,6 @@ def _tells(text: str, fewest: int) -> bool:
     plain = _TAGS.sub(" ", text)
     words, letters = len(_WORD.findall(plain)), len(_CJK_LETTER.findall(plain))
     if fewest > _FEW:
+        letters //= 2 if text.endswith((":", "：")) else 1  # a role's name: `用户问题：`
         return words + letters >= fewest
     return words >= fewest or len(_FOREIGN.findall(plain)) >= _MANY

@@ -720,3 +720,9 @@ def test_a_template_that_is_too_slow_is_given_up(monkeypatch):
         next(items)
     assert "template=chatml" in failure.value.fix
     assert str(HERE) in failure.value.found
+
+
+@pytest.mark.parametrize("said", ["d", "d ", "end", "<", "im", "|", "_"])
+def test_a_reply_that_is_a_part_of_its_stop(chatml, said):
+    (turn,) = outcomes(chatml, talk(user("zebra"), reply(said)))
+    assert texts(chatml, turn)[1] == said + "<|im_end|>"

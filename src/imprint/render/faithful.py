@@ -22,25 +22,26 @@ class Fault(NamedTuple):
     detail: str
 
 
-def reply_fault(completion: str, message: Message, opening: str | None = None) -> Fault | None:
+def reply_fault(body: str, message: Message, opening: str | None = None) -> Fault | None:
     """What of the reply `message` is not in its completion, or is there beside it, if anything.
 
-    `opening` is what the template writes between a prompt and a plain reply, where that is known.
+    `body` is the completion before its stop; `opening` is what the template writes between a prompt
+    and a plain reply, where that is known.
     """
     reasoning, answer = message.thought
-    if answer.strip() not in completion:
-        return Fault("the template changes the reply's text", f"{completion[-80:]!r}")
+    if answer.strip() not in body:
+        return Fault("the template changes the reply's text", f"{body[-80:]!r}")
     # before the answer: the answer may hold the words of the thought ("4", "Yes")
-    thought = completion.rpartition(answer.strip())[0] if answer.strip() else completion
+    thought = body.rpartition(answer.strip())[0] if answer.strip() else body
     if reasoning and reasoning.strip() not in thought:
-        return Fault("the template drops the reply's reasoning", f"{completion[:80]!r}")
+        return Fault("the template drops the reply's reasoning", f"{body[:80]!r}")
     if message.tool_calls:
-        return _call_fault(_own_words(completion, message), message)
-    own = message.content.removesuffix(answer).strip()  # an empty thought in tags
-    if opening is not None and not reasoning and _squeezed(thought) not in (
-        "", _squeezed(own), _squeezed(opening), _squeezed(opening + own)
-    ):  # fmt: skip
-        return Fault("the template writes something else before this reply", f"{completion[:80]!r}")
+        return _call_fault(_own_words(body, message), message)
+    if opening is not None and not reasoning:
+        own = message.content.removesuffix(answer)  # an empty thought in tags
+        said = _squeezed(body)
+        if said not in {_squeezed(head + answer) for head in ("", own, opening, opening + own)}:
+            return Fault("the template writes more than the reply", f"{body[:40]!r} … {body[-40:]!r}")
     return None
 
 
@@ -48,10 +49,10 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _own_words(completion: str, message: Message) -> str:
-    """The completion without the reasoning and the text of its message."""
+def _own_words(body: str, message: Message) -> str:
+    """A completion without the reasoning and the text of its message."""
     reasoning, answer = message.thought
-    head, _, tail = completion.rpartition(answer.strip()) if answer.strip() else ("", "", completion)
+    head, _, tail = body.rpartition(answer.strip()) if answer.strip() else ("", "", body)
     text = f"{head}\n{tail}"
     return text.replace(reasoning.strip(), " ", 1) if reasoning else text
 
@@ -78,13 +79,13 @@ def has_escapes(text: str) -> bool:
     return "&" in text and _ESCAPE.search(text) is not None
 
 
-def repeated_fault(completion: str, conversation: Conversation, reply: int) -> Fault | None:
+def repeated_fault(body: str, conversation: Conversation, reply: int) -> Fault | None:
     """A text of a user, a system or a tool that the template repeats inside the reply, where it would be trained.
 
     What the row itself says in the reply or in its calls does not count.
     """
     message = conversation.messages[reply]
-    rest = _own_words(completion, message)
+    rest = _own_words(body, message)
     for call in message.tool_calls:
         for ways in _leaves(arguments_of(call.get("function", call))):
             for way in ways:
@@ -92,7 +93,7 @@ def repeated_fault(completion: str, conversation: Conversation, reply: int) -> F
     for index, earlier in enumerate(conversation.messages[:reply]):
         said = earlier.content.strip()
         if earlier.role != "assistant" and len(said) >= _TELLING and said in rest:
-            detail = f"message {index + 1} ({earlier.role}) in {completion[-80:]!r}"
+            detail = f"message {index + 1} ({earlier.role}) in {body[-80:]!r}"
             return Fault(f"the template repeats a {earlier.role} message inside the reply", detail)
     return None
 

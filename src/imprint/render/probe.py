@@ -9,7 +9,7 @@ from typing import Any
 from imprint.data.conversation import Conversation, Message
 from imprint.render.faithful import has_escapes, reply_fault
 from imprint.render.form import Form
-from imprint.render.split import find_thought, split_reply
+from imprint.render.split import find_thought, split_reply, without_stop
 from imprint.render.template import PROBE_TOOLS, SWITCHES, Refused, Template
 from imprint.render.tokens import Encoder
 
@@ -73,7 +73,7 @@ def _completion(template: Template, encoder: Encoder, reply: Message, tools: Any
         completion, _ = split_reply(prompt, full, reply, template, encoder)
     except Refused:
         return None
-    return None if reply_fault(completion, reply) else completion
+    return None if reply_fault(without_stop(completion, template, encoder), reply) else completion
 
 
 def choose_switch(template: Template, encoder: Encoder, reasoning: float) -> tuple[Template, str]:

@@ -157,6 +157,16 @@ def cut_after_stop(completion: str, template: Template, encoder: Encoder, calls:
     return reply + encoder.eos
 
 
+def without_stop(completion: str, template: Template, encoder: Encoder) -> str:
+    """What stands before the stop of a completion: a short reply may be a part of the stop's own text."""
+    stop = find_stop(template.ending, encoder)
+    tail = template.ending[: stop[1]] if stop else encoder.eos or ""
+    if tail and completion.endswith(tail):
+        return completion[: -len(tail)]
+    spans = encoder.added_spans(completion)
+    return completion[: spans[-1][0]] if spans and spans[-1][1] == len(completion) else completion
+
+
 @lru_cache(maxsize=4)  # every reply of a run asks for the same
 def find_stop(ending: str, encoder: Encoder) -> tuple[int, int] | None:
     """Where the stop stands in what a template writes after a reply.

@@ -19,7 +19,7 @@ from imprint.render.documents import turns_without_template
 from imprint.render.faithful import Fault, context_fault, repeated_fault, reply_fault
 from imprint.render.form import without_thoughts
 from imprint.render.limits import OUT_OF_TIME, SECONDS
-from imprint.render.split import graft, split_reply
+from imprint.render.split import graft, split_reply, without_stop
 from imprint.render.template import Refused, Template
 from imprint.render.tokens import Encoder, Ids
 from imprint.render.turn import LeftOut as LeftOut
@@ -89,10 +89,11 @@ def reply_texts(
         else:
             context = context or context_fault(prompt, conversation, checked, i, template)
             checked = i
+            body = without_stop(completion, template, encoder)
             fault = (
                 context
-                or reply_fault(completion, conversation.messages[i], template.opening)
-                or repeated_fault(completion, conversation, i)
+                or reply_fault(body, conversation.messages[i], template.opening)
+                or repeated_fault(body, conversation, i)
             )
         if fault is not None and unfaithful == "error":
             raise _unfaithful(template, source, i, fault)

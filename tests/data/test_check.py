@@ -14,7 +14,7 @@ from imprint.data.check import middle, survey, to_json
 from imprint.data.signs import signs
 from imprint.recipe import DataSource
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def rows(path, *given):

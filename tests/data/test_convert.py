@@ -18,7 +18,7 @@ from imprint.data.rows import WRITERS, difference, row_writer
 from imprint.errors import DataError, RecipeError
 from imprint.recipe import DataSource
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 CALL = {
     "id": "c1",

@@ -52,6 +52,7 @@ def converter(
     forced = BY_NAME.get(source.format)
     mapped = frozenset(fields)
     reader = functools.partial(trees, branches=source.branches)
+    tell: Warn = warn or (lambda text, place: None)
 
     def convert(record: Record) -> tuple[Conversation, ...]:
         row, place = record.value, record.place
@@ -65,13 +66,14 @@ def converter(
             if not isinstance(row, list) or fields:
                 raise not_a_row(row, place)
             row = {forced.columns[0] if forced and forced.chat else "messages": row}
-        if fields:
-            row = _renamed(row, fields, place, key)
-            try:
-                return read(row, place)
-            except DataError as error:
-                raise _with_fields(error, fields, key) from None
-        return read_any(row, place)
+        return read_mapped(row, place) if fields else read_any(row, place)
+
+    def read_mapped(row: Row, place: Place) -> tuple[Conversation, ...]:
+        row = _renamed(row, fields, place, key)
+        try:
+            return read(row, place)
+        except DataError as error:
+            raise _with_fields(error, fields, key) from None
 
     def read_any(row: Row, place: Place) -> tuple[Conversation, ...]:
         try:
@@ -93,13 +95,11 @@ def converter(
             if holds(row[column]):
                 if sure and not mapped:  # by `fields` the user says which column is which
                     raise _misspelt(column, like, row, format, place, key)
-                if warn is not None:
-                    warn(f"the column `{cut(column)}` is not used: is it `{like}`?", place)
+                tell(f"the column `{cut(column)}` is not used: is it `{like}`?", place)
         found = reader(row, place) if format.read is trees else format.read(row, place)
-        if aside and warn is not None:
-            for column in aside:
-                if column not in format.columns + format.uses and row[column] and format.rank != CHAT:
-                    warn(f"the column `{column}` is not used: it is no part of {format.name}", place)
+        for column in aside:
+            if column not in format.columns + format.uses and row[column] and format.rank != CHAT:
+                tell(f"the column `{column}` is not used: it is no part of {format.name}", place)
         if plain and type(found) is tuple:  # most rows
             if not found or found[0].role != TEXT:
                 check(found, place)

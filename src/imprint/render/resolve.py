@@ -113,30 +113,35 @@ def prepare_rendering(
     encoder = Encoder(tokenizer)
     made, note = choose_switch(made, encoder, reasoning)
     notes += [note] if note else []
-    ending = made.ending
-    span = find_stop(ending, encoder)
-    if span:
-        stop = ending[slice(*span)]
-    elif encoder.eos is not None:
-        stop = encoder.eos
-        written = f"{ending.strip()!r}, which is no token of this tokenizer" if ending.strip() else "nothing"
-        notes.append(
-            f"the template ends a reply with {written}: {stop} is trained as the stop instead"
-            + ("; is this template made for this tokenizer?" if ending.strip() else "")
-        )
-    else:
-        raise TemplateError(
-            "nothing would ever stop this model's replies",
-            where=name,
-            found=f"the template writes {ending!r} after a reply, and the tokenizer has no eos token",
-            fix="use template=chatml, which adds its own stop, or set eos_token in tokenizer_config.json",
-        )
+    stop, note = _stop_of(made, encoder)
+    notes += [note] if note else []
     eos: Any = tokenizer.eos_token_id
     if template in PRESETS:
         tokenizer.eos_token = stop  # so that tools that read only the tokenizer stop there too
     first: Any = tokenizer.convert_tokens_to_ids([stop, stop_of_calls(made, encoder) or stop])
     others = [int(i) for i in (eos, *config_stops) if i is not None and int(i) < encoder.num_tokens]
     return Rendering(made, encoder, tuple(dict.fromkeys([*first, *others])), tuple(added), tuple(notes))
+
+
+def _stop_of(template: Template, encoder: Encoder) -> tuple[str, str]:
+    """The token that ends a reply, and a note where the template names none that the tokenizer has."""
+    ending = template.ending
+    span = find_stop(ending, encoder)
+    if span:
+        return ending[slice(*span)], ""
+    if encoder.eos is None:
+        raise TemplateError(
+            "nothing would ever stop this model's replies",
+            where=template.name,
+            found=f"the template writes {ending!r} after a reply, and the tokenizer has no eos token",
+            fix="use template=chatml, which adds its own stop, or set eos_token in tokenizer_config.json",
+        )
+    written = f"{ending.strip()!r}, which is no token of this tokenizer" if ending.strip() else "nothing"
+    asked = "; is this template made for this tokenizer?" if ending.strip() else ""
+    return (
+        encoder.eos,
+        f"the template ends a reply with {written}: {encoder.eos} is trained as the stop instead{asked}",
+    )
 
 
 def _in_its_form(template: Template) -> Template:

@@ -217,3 +217,11 @@ def test_sets(cli):
     done = cli("data", "sets", "alpacca")
     assert done.code == 2
     assert "write alpaca" in done.err
+
+
+def test_a_setting_given_twice_is_said_plainly(tmp_path, cli):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    done = cli("data", "check", str(tmp_path / "a.jsonl"), "share=0.5", "share=0.6")
+    assert done.code == 2
+    assert "`share` is given twice" in done.err
+    assert "data.0" not in done.err

@@ -59,11 +59,15 @@ def said_plainly() -> Iterator[None]:
     try:
         yield
     except ImprintError as error:
-        parts = {name: getattr(error, name) for name in ("where", "found", "expected", "fix")}
-        plain = {name: plainly(text) for name, text in parts.items()}
-        if plain == parts:
-            raise
-        raise type(error)(plainly(error.what), **plain) from error
+        _speak_plainly(error)
+        raise
+
+
+def _speak_plainly(error: ImprintError) -> None:
+    for name in ("what", "where", "found", "expected", "fix"):
+        setattr(error, name, plainly(getattr(error, name)))
+    for problem in getattr(error, "problems", ()):  # of several, each has its own words
+        _speak_plainly(problem)
 
 
 def plainly(text: str) -> str:

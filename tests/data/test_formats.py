@@ -471,3 +471,13 @@ def test_in_a_table_that_mixes_shapes_empty_columns_are_absent():
             assert [message.role for message in made.messages] == roles
     with pytest.raises(DataError, match="the reply is empty"):  # of one format alone it stays what it is
         convert(Record({"instruction": "Name it.", "input": "x", "output": ""}, Place("rows.csv", 2)))
+
+
+@pytest.mark.parametrize("column", ["image", "images", "audios", "Video"])
+def test_a_row_with_a_picture_is_refused(column):
+    convert = converter(DataSource(path="rows.jsonl"))
+    row = {"prompt": "<image> What is this?", "response": "A walrus.", column: ["walrus.jpg"]}
+    with pytest.raises(DataError, match="the row holds more than text"):
+        convert(Record(row, Place("rows.jsonl", 1)))
+    (made,) = convert(Record(row | {column: []}, Place("rows.jsonl", 1)))  # of a table, none here
+    assert made.messages[-1].content == "A walrus."

@@ -36,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 Warn = Callable[[str, Place], None]
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 
 def converter(
@@ -89,6 +90,9 @@ def converter(
         if forced:
             _refuse_missing(row, forced, place)
         columns = tuple(row)
+        for column in _media(columns):
+            if holds(row[column]):
+                raise _with_media(column, row, place)
         format, plain, aside = _plan(columns, mapped)
         format = forced or format or recognise(row, mapped, place, key)
         for column, like, sure in slips(format, columns):
@@ -107,6 +111,21 @@ def converter(
         return _finish(found if isinstance(found, list) else [Draft(found)], row, place, warn)
 
     return convert
+
+
+@functools.lru_cache(maxsize=1024)
+def _media(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(column for column in columns if column.lower() in MEDIA)
+
+
+def _with_media(column: str, row: Row, place: Place) -> DataError:
+    return bad_row(
+        "the row holds more than text",
+        place,
+        f"{cut(column)}: {show(row[column])}",
+        "a row of texts: imprint trains on text",
+        "remove the row; or, if its texts stand alone, the column",
+    )
 
 
 def _is_another(filled: Row, row: Row, place: Place, key: str) -> bool:

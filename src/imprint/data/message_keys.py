@@ -12,7 +12,15 @@ MESSAGE_KEYS = ("role", "from", "content", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "loss_weight", "loss_mask", "train")
 # other tools' words for `train`, each with the weight that true stands for
-FLAGS = {"train": 1.0, "training": 1.0, "trainable": 1.0, "train_on_turn": 1.0, "masked": 0.0, "mask": 0.0}
+FLAGS = {
+    "train": 1.0,
+    "loss": 1.0,
+    "training": 1.0,
+    "trainable": 1.0,
+    "train_on_turn": 1.0,
+    "masked": 0.0,
+    "mask": 0.0,
+}
 # what imprint reads of a message where it is there
 OPTIONAL_KEYS = (*REASONING_KEYS, *WEIGHT_KEYS, "name", "tool_calls", "tool_call_id", "function_call")
 

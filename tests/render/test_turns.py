@@ -701,7 +701,7 @@ def test_white_space_that_a_token_swallows_is_missed():
 def test_a_short_message_that_is_dropped_is_missed():
     source = BARE.replace("'[Q]' + m.content", "'[Q]' + (m.content if loop.index != 3 else '')")
     assert source != BARE
-    row = talk(user("this is it"), reply("a"), user("hi"), reply("b"))
+    row = talk(user("this is it"), reply("a thing"), user("hi"), reply("b"))
     made = template_of(source.replace("REPLY", "m.content + '<|fin|>'"))
     assert "the template drops or changes a user message" in [
         getattr(i, "reason", "") for i in outcomes(made, row)
@@ -726,3 +726,26 @@ def test_a_template_that_is_too_slow_is_given_up(monkeypatch):
 def test_a_reply_that_is_a_part_of_its_stop(chatml, said):
     (turn,) = outcomes(chatml, talk(user("zebra"), reply(said)))
     assert texts(chatml, turn)[1] == said + "<|im_end|>"
+
+
+def test_an_argument_that_holds_a_name_does_not_stand_for_its_call():
+    calls = tuple(
+        {"type": "function", "function": {"name": name, "arguments": {"then": "get"}}}
+        for name in ("get_more", "get")
+    )
+    row = replace(called("get"), messages=(user("zebra?"), reply("", tool_calls=calls)))
+    (item,) = outcomes(made_for(named("trl/gptoss.jinja")), row)
+    assert item.reason == "the template drops the reply's tool calls"
+
+
+@pytest.mark.parametrize("text", ['{"n": 1e3}', '{"n": 1.50}', '{"s": "a\\/b"}', '{"s": "\\u00F6"}'])
+def test_arguments_that_stand_as_they_were_written_are_whole(text):
+    call = {"id": "abcde1234", "type": "function", "function": {"name": "add_up", "arguments": text}}
+    row = talk(user("zebra: add"), reply("", tool_calls=(call,)), tools=TOOLS)
+    assert isinstance(outcomes(made_for(named("mistral_common/v3.jinja")), row)[0], Turn)
+
+
+@pytest.mark.parametrize("said", ["add_up", "arguments", "tool_call", "parameters"])
+def test_a_question_in_the_words_of_the_calls_marks(chatml, said):
+    row = talk(user(said), reply("", tool_calls=(CALL,)), tools=TOOLS)
+    assert isinstance(outcomes(chatml, row)[0], Turn)

@@ -157,7 +157,7 @@ def _read_off(turn: Turn, text: str, holder: tuple[Turn, Owned]) -> Owned | None
         return None
     if not np.array_equal(longer.ids[:size], turn.ids):
         return None
-    spans = [span for span in known.spans if span.start < len(text) and span.message_index <= turn.turn]
+    spans = [span for span in known.spans if span.start < len(text)]  # the first ones: `owners` are indices
     return Owned(text, spans, known.offsets[:size], known.owners[:size])
 
 

@@ -12,6 +12,7 @@ from imprint.render.form import arguments_of
 from imprint.render.template import Template
 
 _ESCAPE = re.compile(r"&(?:#34|#39|quot|lt|gt|amp);")
+_SHORT = 8  # characters; shorter texts stand inside many words
 _TELLING = 8  # characters of a message's text by which it is known again inside a reply
 
 
@@ -63,10 +64,15 @@ def _call_fault(text: str, message: Message) -> Fault | None:
         return Fault("the template writes HTML escapes into the reply", f"{text[-80:]!r}")
     functions = [call.get("function", call) for call in message.tool_calls]
     names = [function.get("name", "") for function in functions]
+    said = json.dumps([function.get("arguments") for function in functions], default=str)
     for name in dict.fromkeys(names):
-        if _count(text, name) < names.count(name):  # Harmony renders the first of several calls
+        # Harmony renders the first of several calls; an argument may hold a name, too
+        if _count(text, name) < names.count(name) + _count(said, name):
             return Fault("the template drops the reply's tool calls", f"{name!r}: {text[-80:]!r}")
     for function in functions:
+        given = function.get("arguments")
+        if isinstance(given, str) and given.strip() in text:  # as it stands, however its numbers are written
+            continue
         for ways in _leaves(arguments_of(function)):
             if not any(_holds(text, way) for way in ways):
                 detail = f"{function.get('name')}: {ways[0][:60]!r} is not in {text[-80:]!r}"
@@ -92,7 +98,8 @@ def repeated_fault(body: str, conversation: Conversation, reply: int) -> Fault |
                 rest = rest.replace(way, " ")
     for index, earlier in enumerate(conversation.messages[:reply]):
         said = earlier.content.strip()
-        if earlier.role != "assistant" and len(said) >= _TELLING and said in rest:
+        telling = len(said) >= _TELLING and len(said.split()) > 1  # one word may be a mark's, or a name
+        if earlier.role != "assistant" and telling and said in rest:
             detail = f"message {index + 1} ({earlier.role}) in {body[-80:]!r}"
             return Fault(f"the template repeats a {earlier.role} message inside the reply", detail)
     return None
@@ -138,7 +145,12 @@ def _missing_call(prompt: str, message: Message) -> str | None:
 
 def _find(text: str, part: str, start: int) -> int | None:
     """Where `part` ends in `text`, from `start` on, in whichever way it is written; None where it is not."""
-    at = text.find(part, start)
+    if 0 < len(part) < _SHORT:  # not inside a word: `is` stands in every `assistant`
+        edges = rf"(?<!\w){re.escape(part)}|{re.escape(part)}(?!\w)"
+        found = re.compile(edges).search(text, start)
+        at = found.start() if found else -1
+    else:
+        at = text.find(part, start)
     if at >= 0:
         return at + len(part)
     for way in _escaped(part):

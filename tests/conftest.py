@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+
+# The same examples each time; the full tier (render/test_properties.py) draws others.
+hypothesis_settings.register_profile("repeated", derandomize=True)
+hypothesis_settings.load_profile("repeated")
 
 SOURCE = Path(__file__).parents[1] / "src"
 CONTEXT = 128

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from conftest import environment, imprint, write_rows
+from imprint.data.catalogue import FORMATS
 
 PAIRS = [{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(4)]
 ALPACA = {"instruction": "Say a.", "input": "", "output": "a", "text": "rendered"}
@@ -19,7 +21,7 @@ def data(tmp_path):
     return write_rows(tmp_path / "data.jsonl", [*PAIRS, ALPACA, PAIRS[0]])
 
 
-@pytest.mark.parametrize("verb", ["data", "data check", "data convert", "data sets"])
+@pytest.mark.parametrize("verb", ["data", "data check", "data convert", "data formats", "data sets"])
 def test_the_help_is_short_and_has_examples(verb, cli):
     done = cli(*verb.split(), "--help")
     assert done.code == 0
@@ -36,7 +38,7 @@ def test_help_loads_no_torch():
         "atexit.register(lambda: print(sorted(names & set(sys.modules)), file=sys.stderr))\n"
         "from imprint.cli import main\nsys.exit(main())"
     )
-    for arguments in (["data", "--help"], ["data", "sets"], ["data", "check", "--help"]):
+    for arguments in (["data", "--help"], ["data", "sets"], ["data", "formats"], ["data", "check", "--help"]):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments],
             capture_output=True,
@@ -55,7 +57,7 @@ def test_check_tells_a_person(data, cli):
     for said in (
         "prompt_response rows 5, recognised by prompt + response",
         "alpaca rows 1, recognised by instruction + input + output",
-        "not used text",
+        "not used `text`",
         "5 of 2 messages",
         "line 6 as line 1",
         "user What is 0? assistant It is 0.",
@@ -74,7 +76,7 @@ def test_check_tells_a_program(data, cli):
         1,
     )
     shape = found["sources"][1]
-    assert (shape["format"], shape["recognised_by"]["ignored"]) == ("alpaca", ["text"])
+    assert (shape["format"], shape["not_used"]) == ("alpaca", {"text": 1})
 
 
 def test_check_ends_with_2_where_rows_are_refused_and_says_the_mend(tmp_path, cli):
@@ -86,7 +88,7 @@ def test_check_ends_with_2_where_rows_are_refused_and_says_the_mend(tmp_path, cl
     told = " ".join(done.out.split())
     assert "refused: the reply is empty" in told
     assert "write the response or remove the row" in told
-    assert "name your columns: fields.prompt=COLUMN fields.response=COLUMN" in told
+    assert "name your columns: fields.prompt=q fields.response=gold" in told
     assert "data.0" not in told
     assert "2 of 3 rows cannot be used" in told
     done = cli("data", "check", bad, "bad_rows=leave_out")
@@ -225,3 +227,160 @@ def test_a_setting_given_twice_is_said_plainly(tmp_path, cli):
     assert done.code == 2
     assert "`share` is given twice" in done.err
     assert "data.0" not in done.err
+
+
+def test_unused_columns_of_all_rows_are_counted(tmp_path, cli):
+    rows = [{"prompt": f"a{n}", "response": "b"} for n in range(8)]
+    rows += [
+        {"prompt": "c", "response": "d", "lang": "en", "meta": {"a": 1}},
+        {"prompt": "e", "response": "f"},
+    ]
+    rows[2]["lang"], rows[3]["lang"] = "de", None
+    given = write_rows(tmp_path / "a.jsonl", rows)
+    assert "not used `lang` in 2 of 10 rows; `meta` in 1 of 10 rows" in " ".join(
+        cli("data", "check", given).out.split()
+    )
+    (found,) = json.loads(cli("data", "check", given, "--json").out)["sources"]
+    assert found["not_used"] == {"lang": 2, "meta": 1}
+    done = cli("data", "convert", given, str(tmp_path / "out.jsonl"))
+    assert "note not used: `lang` in 2 of 10 rows; `meta` in 1 of 10 rows" in " ".join(done.err.split())
+
+
+def test_unused_columns_that_are_empty_are_not_told_and_many_are_cut(tmp_path, cli):
+    (tmp_path / "a.csv").write_text("prompt,response,note\na,b,\nc,d,\n")
+    assert "not used" not in cli("data", "check", str(tmp_path / "a.csv")).out
+    row = {"prompt": "a", "response": "b"} | {f"c{n}": n for n in range(32)}
+    told = " ".join(cli("data", "check", write_rows(tmp_path / "b.jsonl", [row, row])).out.split())
+    assert "`c18`, `c19` in all 2 rows; and 12 others" in told
+    assert "`c20`" not in told
+
+
+def test_settings_of_one_source_go_before_those_of_all(tmp_path, cli):
+    one = write_rows(tmp_path / "a.jsonl", [{"q": "a", "gold": "b"}] * 2)
+    other = write_rows(tmp_path / "b.jsonl", [{"ask": "c", "gold": "d"}])
+    given = ("fields.response=gold", "data.0.fields.prompt=q", "data.1.fields.prompt=ask")
+    done = cli("data", "check", one, other, *given, "--json")
+    assert [shape["rows"] for shape in json.loads(done.out)["sources"]] == [2, 1]
+    done = cli("data", "check", one, other, "fields.prompt=q", "data.1.fields.prompt=ask", given[0], "--json")
+    assert [shape["rows"] for shape in json.loads(done.out)["sources"]] == [2, 1]
+    done = cli("data", "check", one, other, "fields.prompt=q", given[0])  # what is wrong with which of them
+    assert "data.1.fields.prompt=" in done.out
+    done = cli("data", "convert", one, other, *given, str(tmp_path / "out.jsonl"))
+    assert (done.code, len((tmp_path / "out.jsonl").read_text().splitlines())) == (0, 3)
+
+
+def test_sources_may_be_named_as_in_a_recipe(tmp_path, cli):
+    given = write_rows(tmp_path / "a.jsonl", PAIRS)
+    for named in ([f"data={given}"], [f"data.0.path={given}", "data.0.share=1"]):
+        assert json.loads(cli("data", "check", *named, "--json").out)["records"] == 4
+    assert cli("data", "convert", f"data={given}", str(tmp_path / "out.jsonl")).code == 0
+    for arguments, what, fix in (
+        ([given, f"data.1.path={given}"], "sources are named by themselves here", f"write {given} {given}"),
+        ([f"data.1.path={given}"], "the numbers of the sources leave a gap", f"write {given}"),
+        ([given, "data.1.share=0.5"], "there is no source data.1", "write share=0.5"),
+        ([given, "data.0.shar=0.5"], "`shar` is not a setting of data", "write share=0.5"),
+        ([given, given, "data.1.shar=0.5"], "`shar` is not a setting of data", "write data.1.share=0.5"),
+        ([given, "model=x"], "`model` is not a setting of data", "write --model x"),
+    ):
+        done = cli("data", "check", *arguments)
+        assert done.code == 2
+        assert what in done.err
+        assert fix in done.err
+
+
+def test_formats(cli):
+    done = cli("data", "formats")
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    listed = json.loads(cli("data", "formats", "--json").out)
+    for one in listed:
+        assert f"\n{one['name']} " in done.out
+        told = cli("data", "formats", one["name"])
+        assert max(map(len, told.out.splitlines())) <= 80
+        assert all(column in told.out for column in one["columns"])
+        assert "example" in told.out
+    assert [one["name"] for one in listed] == [one.name for one in FORMATS]
+    done = cli("data", "formats", "alpacca")
+    assert (done.code, "write alpaca" in done.err) == (2, True)
+
+
+def test_the_verdict_where_nothing_is_left(tmp_path, cli):
+    (tmp_path / "a.jsonl").write_text('"only a prompt"\n' * 3)
+    done = cli("data", "check", str(tmp_path / "a.jsonl"), "bad_rows=leave_out")
+    assert done.code == 2
+    assert "None of the 3 rows can be trained" in " ".join(done.out.split())
+    assert "bad_rows" not in done.out
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    silent = write_rows(tmp_path / "b.jsonl", [{"messages": talk}] * 2)
+    done = cli("data", "check", silent)
+    assert (done.code, "None of the 2 rows can be trained" in done.out) == (2, True)
+    mixed = write_rows(tmp_path / "c.jsonl", [{"messages": talk}, *PAIRS])
+    done = cli("data", "check", mixed)
+    assert "All 5 rows can be used: 4 conversations; 1 more left out, as said above." in " ".join(
+        done.out.split()
+    )
+    assert done.code == 0
+
+
+def test_the_verdict_tells_what_a_share_takes(tmp_path, cli):
+    given = write_rows(tmp_path / "a.jsonl", [{"prompt": f"a{n}", "response": "b"} for n in range(40)])
+    told = cli("data", "check", given, "share=0.5").out.splitlines()[-1]
+    taken = int(told.split("takes ")[1].split(" of")[0])
+    assert told == f"All 40 rows can be used, and share takes {taken} of them: {taken} conversations."
+    assert 10 < taken < 30
+
+
+def test_the_remedy_for_two_columns_of_unknown_names_works(tmp_path, cli):
+    (tmp_path / "a.csv").write_text("Frage,Die Antwort\na,b\nc,d\n")
+    told = " ".join(cli("data", "check", str(tmp_path / "a.csv")).out.split())
+    assert "fields.prompt=Frage fields.response='Die Antwort'" in told
+    done = cli("data", "check", str(tmp_path / "a.csv"), "fields.prompt=Frage", "fields.response=Die Antwort")
+    assert (done.code, "All 2 rows can be used" in done.out) == (0, True)
+
+
+def test_each_remedy_of_one_reason_is_printed(tmp_path, cli):
+    (tmp_path / "a.jsonl").write_text('// a\n{"prompt": "a", "response": "b"},\n')
+    told = cli("data", "check", tmp_path / "a.jsonl").out
+    assert max(map(len, told.splitlines())) <= 80
+    told = " ".join(told.split())
+    assert "rows 1: line 1 found Expecting value" in told
+    assert "to fix remove the comment: JSON has none rows 1: line 2 found Extra data" in told
+    assert "to fix remove the comma behind the row" in told
+
+
+def test_the_remedy_for_a_column_beside_those_that_fields_name_works(tmp_path, cli):
+    given = write_rows(tmp_path / "a.jsonl", [{"Question": "q", "Context": "c", "My Answer": "a"}])
+    mine = ["fields.prompt=Question", "fields.response=My Answer"]
+    told = " ".join(cli("data", "check", given, *mine, "--json").out.split())
+    remedy = "fields.instruction=Question fields.input=Context fields.output='My Answer'"
+    assert remedy in told
+    done = cli("data", "check", given, *shlex.split(remedy))
+    assert done.code == 0, done.err
+    assert "not used" not in done.out
+
+
+def test_weights_and_opening_replies_are_told_in_full(tmp_path, cli):
+    messages = [
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "context", "weight": 0},
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ]
+    told = " ".join(
+        cli("data", "check", write_rows(tmp_path / "a.jsonl", [{"messages": messages}])).out.split()
+    )
+    assert "replies 3, 1 of weight 0: context only, 1 opening: context only" in told
+    assert "assistant (weight 0) context user r" in told
+
+
+def test_a_recipe_given_as_data_is_said_so(tmp_path, tiny, cli):
+    (tmp_path / "r.yaml").write_text("model: a\n")
+    for given in (
+        ["data", "check", tmp_path / "r.yaml"],
+        ["show", f"model={tiny}", f"data={tmp_path / 'r.yaml'}"],
+    ):
+        done = cli(*given)
+        assert done.code == 2
+        assert "imprint show RECIPE looks at what it trains" in done.err
+        assert "data=;" not in done.err

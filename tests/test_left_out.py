@@ -12,6 +12,7 @@ from conftest import settings, write_rows
 from imprint.data.formats import converter
 from imprint.data.gather import read
 from imprint.data.mended import is_left_out
+from imprint.left_out import PARTLY
 from imprint.recipe import DataSource
 
 
@@ -55,6 +56,7 @@ def check_lines(path: Path, data: Path) -> None:
     assert "write the response or remove the row" in found[0]["detail"]
     assert [other["level"] for other in found[1]["also"]] == ["reply"]
     assert found[4]["detail"].startswith("message 4\n")
+    assert [PARTLY in one["detail"] for one in found] == [False] * 4 + [True]
 
 
 def test_train_writes_what_the_ledger_counts_also_from_the_cache(bad, tiny, tmp_path, cli, monkeypatch):
@@ -67,7 +69,8 @@ def test_train_writes_what_the_ledger_counts_also_from_the_cache(bad, tiny, tmp_
         done = cli("train", *given, "--left-out", out)
         assert done.code == 0, done.err
         assert told in done.err
-        assert "left out  5 rows" in done.err.replace("\n", " ")
+        assert f"left out  4 rows and a part of 1 row, written to {out}" in done.err
+        assert "with both files\n          as data they are trained twice" in done.err
         check_lines(out, bad)
         ledger = json.loads((run / "ledger.json").read_text())
         levels = Counter(thing["level"] for one in lines_of(out) for thing in (one, *one.get("also", ())))
@@ -109,6 +112,8 @@ def test_the_file_must_not_exist(bad, tiny, tmp_path, cli):
         done = cli(*given, "--left-out", out)
         assert (done.code, out.read_text()) == (2, "mine")
         assert "the file exists already" in done.err
+        assert "choose another name, or remove it first" in done.err
+        assert "--force" not in done.err
 
 
 def test_a_mended_file_is_data(bad, tmp_path, cli):
@@ -170,3 +175,35 @@ def test_rows_of_other_kinds_of_file(tmp_path, cli):
         out = tmp_path / f"{name}.left"
         assert cli("data", "check", tmp_path / name, "--left-out", out).code == 2
         assert [(one["place"].rpartition(":")[2], one["row"]) for one in lines_of(out)] == rows, name
+
+
+def test_what_the_data_itself_leaves_untrained_is_not_left_out(tiny, tmp_path, cli):
+    weighted = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    }
+    weighted["messages"] += talk("r", "b")["messages"]
+    opened = {"messages": [{"role": "assistant", "content": "Hello."}, *talk("q", "a")["messages"]]}
+    data = write_rows(tmp_path / "data.jsonl", [weighted, opened, *GOOD])
+    for number, more in enumerate(([], ["train_on=last_reply"])):
+        out = tmp_path / f"left-{number}.jsonl"
+        done = cli("show", f"model={tiny}", f"data={data}", "template=chatml", *more, "--left-out", out)
+        assert (done.code, out.read_text()) == (0, "")
+        assert f"left out  nothing: {out} is empty" in done.err
+    # a row of which nothing is trained is left out, whoever asked for it
+    write_rows(data, [UNTRAINED, *GOOD])
+    assert cli("data", "check", data, "--left-out", tmp_path / "all.jsonl").code == 0
+    assert [one["row"] for one in lines_of(tmp_path / "all.jsonl")] == [UNTRAINED]
+
+
+def test_a_tree_left_out_in_a_branch_is_left_out_in_part(tiny, tmp_path, cli):
+    def node(number, role, text, *replies):
+        return {"message_id": str(number), "role": role, "text": text, "replies": list(replies)}
+
+    long = node(3, "assistant", "on and on " * 200)
+    prompt = node(1, "prompter", "a", long, node(2, "assistant", "b"))
+    data = write_rows(tmp_path / "trees.jsonl", [{"message_tree_id": "1", "prompt": prompt}])
+    out = tmp_path / "left.jsonl"
+    done = cli("show", f"model={tiny}", f"data={data}", "template=chatml", "--left-out", out)
+    assert "left out  a part of 1 row, written to" in done.err
+    (found,) = lines_of(out)
+    assert (found["level"], PARTLY in found["detail"]) == ("conversation", True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imprint import __version__, cli_show
-from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on
+from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on, wrapped
 from imprint.cli_config import config
 from imprint.cli_data import data
 from imprint.cli_left_out import LeftOutFile, kept_apart
@@ -73,16 +73,35 @@ def top(
 # ---- the verbs of a run: train, resume, show, chat, demo ----------------------------------------
 
 
-@app.command("demo", epilog="Example: imprint demo")
+@app.command(
+    "demo",
+    epilog="Examples: imprint demo · imprint demo --lessons · imprint demo --lessons replay epochs",
+)
 def demo(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Where to put it; imprint-demo by default.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FOLDER|LESSON",
+            help="Where to put it (imprint-demo, or imprint-lessons, by default); which lessons, of: masking, "
+            "replay, how-many, noise, epochs, lora, template.",
+        ),
     ] = None,
+    lessons: Annotated[
+        bool, typer.Option("--lessons", help="Small experiments, some minutes: what matters, and how much.")
+    ] = False,
 ) -> None:
     """The whole story on a small model, on a laptop, offline."""
+    given = words or []
+    if lessons:
+        from imprint.demo.teach import parse, teach
+
+        teach(*parse(given), console_for())
+        return
+    if len(given) > 1:
+        raise RunError("the demo takes one folder", found=" ".join(given), fix=f"imprint demo {given[0]}")
     from imprint.demo.tell import free_folder, tell
 
-    where = folder or free_folder()
+    where = Path(given[0]) if given else free_folder()
     if where.exists():
         raise RunError(
             "the folder exists already", where=str(where), fix="choose another: imprint demo FOLDER"
@@ -188,15 +207,17 @@ def _print_error(error: ImprintError) -> None:
     """The message on stderr. Under torchrun the main process tells it all, the others a line each."""
     from rich.text import Text
 
-    rank = os.environ.get("RANK", "0")
+    console, rank = console_for(stderr=True), os.environ.get("RANK", "0")
     if rank == "0":
-        message = Text.assemble(("error ", "bold red"), str(error))
+        told = f"error {error}"
+        told = wrapped(told, console.width) if console.is_terminal else told
+        message = Text.assemble(("error ", "bold red"), told.removeprefix("error "))
     elif isinstance(error, Interrupted):
         return
     else:
         where = f"{error.where}: " if error.where else ""
         message = Text(f"process {rank}: {where}{error.what}")
-    console_for(stderr=True).print(message, soft_wrap=True)
+    console.print(message, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from imprint.cli_arguments import console_for, plainly
-from imprint.data.check import Shape, Survey, middle, survey, to_json
-from imprint.data.conversation import Conversation, Place
+from imprint.cli_arguments import console_for, plainly, print_pairs
+from imprint.cli_examples import print_examples, turn_to_json, views
+from imprint.data.check import Shape, Survey, middle, survey
+from imprint.data.check_json import to_json
+from imprint.data.conversation import Place
 from imprint.data.ledger import Tally
-from imprint.data.load import settle
 from imprint.data.repeats import Repeated
 from imprint.data.signs import HELP
 from imprint.track.words import plural
@@ -25,16 +26,12 @@ if TYPE_CHECKING:
 
     from imprint.recipe import Recipe
     from imprint.render.resolve import Rendering
-    from imprint.show import View
 
 Keep = Callable[["Recipe", "Rendering | None"], None]
-LABEL = 15  # columns of a label
-EXCERPT = 300  # characters of a message that are shown
-CONTEXT = 400  # tokens of a context that are shown
 
 
 def print_check(recipe: Recipe, *, has_model: bool, as_json: bool, keep: Keep) -> bool:
-    """Look through a recipe's data and print what was found; whether a run would take all of its rows."""
+    """Look through a recipe's data and print what was found; whether a run would start."""
     rendering = None
     if has_model:
         recipe, rendering = _with_model(recipe)
@@ -50,16 +47,17 @@ def print_check(recipe: Recipe, *, has_model: bool, as_json: bool, keep: Keep) -
     if as_json:
         facts = to_json(found)
         if rendering:
-            views = (view for one in found.examples for view in _views(one, recipe, rendering)[0])
-            facts["turns"] = list(map(_turn_to_json, views))
+            shown = (view for one in found.examples for view in views(one, recipe, rendering)[0])
+            facts["turns"] = list(map(turn_to_json, shown))
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
     else:
         _print(console_for(), found, recipe, rendering)
-    return not found.refused or recipe.bad_rows == "leave_out"
+    trained = found.ledger.conversations.kept["train"] > 0
+    return trained and (not found.refused or recipe.bad_rows == "leave_out")
 
 
 def _with_model(recipe: Recipe, reasoning: float = 0.0) -> tuple[Recipe, Rendering]:
-    from imprint.auto import read_model_facts
+    from imprint.model_facts import read_model_facts
     from imprint.preparation import rendering_of
     from imprint.show import UNLIMITED
 
@@ -68,64 +66,26 @@ def _with_model(recipe: Recipe, reasoning: float = 0.0) -> tuple[Recipe, Renderi
     return recipe.model_copy(update={"max_length": length}), rendering_of(recipe, datetime.now(), reasoning)
 
 
-def _views(conversation: Conversation, recipe: Recipe, rendering: Rendering) -> tuple[list[View], str]:
-    """The turns of an example, as `imprint show` would show them; and why others are left out."""
-    from imprint.data.ledger import Ledger
-    from imprint.preparation import rendered
-    from imprint.render.turns import LeftOut, Turn
-    from imprint.show import Shown
-
-    settled = settle(conversation, recipe.consecutive_replies)
-    if isinstance(settled, str):
-        return [], settled
-    found = list(rendered([settled], recipe, rendering))
-    turns = [one for one in found if isinstance(one, Turn)]
-    why = "; ".join(
-        dict.fromkeys(f"{one.reason} ({one.detail})" for one in found if isinstance(one, LeftOut))
-    )
-    return Shown([turns], [settled], [], rendering, recipe, Ledger()).views(settled, turns), why
-
-
-def _turn_to_json(view: View) -> dict[str, Any]:
-    from imprint.render.preview import as_json
-
-    return as_json(view.turn, view.number, (view.prompt, view.completion), view.owned.spans)
-
-
 def _print(console: Console, found: Survey, recipe: Recipe, rendering: Rendering | None) -> None:
     from rich.text import Text
 
     for shape in found.shapes:
         console.print(Text.assemble((shape.source, "bold cyan"), f"  {shape.format}"))
-        _print_pairs(console, _about(shape))
+        print_pairs(console, _about(shape))
         console.print()
     _print_tallies(console, found)
     if found.examples:
-        _print_examples(console, found, recipe, rendering)
-    _print_bad(console, found)
+        print_examples(console, found.examples, recipe, rendering)
+    _print_bad(console, found, several=len(recipe.data) > 1)
     console.print(verdict(found, recipe.bad_rows), markup=False)
-
-
-def _print_pairs(console: Console, pairs: Iterator[tuple[str, str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2), width=min(80, console.width)
-    )
-    table.add_column(style="dim", width=LABEL, no_wrap=True)
-    table.add_column(overflow="fold", ratio=1)
-    for label, text in pairs:
-        table.add_row(label, Text(text))
-    console.print(table)
 
 
 def _about(shape: Shape) -> Iterator[tuple[str, str]]:
     """What there is to say of the rows of one format."""
     yield "rows", f"{shape.rows:,}, {_recognised(shape)}"
     evidence = shape.evidence
-    if evidence and evidence.ignored:
-        yield "not used", ", ".join(evidence.ignored)
+    if unused := shape.unused.words():
+        yield "not used", unused
     if evidence and evidence.alternatives:
         yield "not taken for", ", ".join(evidence.alternatives)
     if not shape.conversations:
@@ -173,6 +133,7 @@ def _of_replies(shape: Shape) -> Iterator[str]:
     for count, what in (
         (shape.reasoning, "with reasoning"),
         (shape.untrained, "of weight 0: context only"),
+        (shape.opening, "opening: context only"),
     ):
         if count:
             yield f"{count:,} {what}"
@@ -220,8 +181,7 @@ def _repeated(what: str, repeated: Repeated, found: Survey) -> list[tuple[str, i
 
 
 def _where(tally: Tally, found: Survey) -> str:
-    more = ", …" if tally.count > len(tally.places) else ""
-    return ", ".join(_short(place, found) for place in tally.places) + more
+    return ", ".join(_short(place, found) for place in tally.places) + tally.more
 
 
 def _short(place: Place, found: Survey) -> str:
@@ -229,88 +189,45 @@ def _short(place: Place, found: Survey) -> str:
     return f"{place.unit} {place.line}" if len(found.ledger.files) == 1 else str(place)
 
 
-def _print_examples(console: Console, found: Survey, recipe: Recipe, rendering: Rendering | None) -> None:
-    if rendering is None:
-        for one in found.examples:
-            console.print(str(one.source), style="bold cyan", markup=False)
-            _print_pairs(console, _messages(one))
-            console.print()
-        return
-    from imprint.render.preview import as_text, legend
-
-    colour = console.color_system is not None
-    console.print(legend(colour=colour))
-    for one in found.examples:
-        views, why = _views(one, recipe, rendering)
-        if not views:
-            console.print(f"{one.source}  nothing of it is trained: {why}", markup=False)
-        for view in views[-1:]:
-            console.print(
-                as_text(
-                    view.turn, view.number, rendering.encoder, rendering.stop_ids, colour=colour, most=CONTEXT
-                )
-            )
-    for note in rendering.notes:
-        console.print(f"note  {note}", markup=False)
-
-
-def _messages(conversation: Conversation) -> Iterator[tuple[str, str]]:
-    if conversation.tokens is not None:
-        ids, weights = conversation.tokens
-        yield (
-            "ids",
-            _excerpt(f"{len(ids):,}, {sum(map(bool, weights)):,} of them trained: {' '.join(map(str, ids))}"),
-        )
-    for tool in conversation.tools[:1]:
-        more = f"\nand {len(conversation.tools) - 1} more" if len(conversation.tools) > 1 else ""
-        yield "tools", _excerpt(json.dumps(tool, ensure_ascii=False, default=str)) + more
-    for message in conversation.messages[:8]:
-        label = message.role + (" (weight 0)" if message.weight == 0 else "")
-        if message.reasoning:
-            yield label, _excerpt(f"(thinks) {message.reasoning}")
-        if message.content or not message.tool_calls:
-            yield label, _excerpt(message.content)
-        for call in message.tool_calls:
-            yield (
-                label,
-                "calls " + _excerpt(json.dumps(call.get("function", call), ensure_ascii=False, default=str)),
-            )
-    if len(conversation.messages) > 8:
-        yield "…", f"{len(conversation.messages) - 8} messages more"
-
-
-def _excerpt(text: str) -> str:
-    from imprint.render.preview import visible
-
-    shown = visible(text if len(text) <= EXCERPT else text[:EXCERPT].rstrip())
-    shown = shown.replace("↵\n", "\n").replace("⇥\t", "  ").strip("\n")
-    return shown if len(text) <= EXCERPT else f"{shown} … ({len(text):,} characters)"
-
-
-def _print_bad(console: Console, found: Survey) -> None:
+def _print_bad(console: Console, found: Survey, *, several: bool) -> None:
     """Every reason for which rows are refused, with its first places and the smallest mend."""
-    for reason, bad in sorted(found.bad.items(), key=lambda item: -item[1].tally.count):
+    say = str if several else plainly
+    for reason, refused in sorted(found.bad.items(), key=lambda item: -item[1].all.tally.count):
         console.print(f"refused: {reason}", style="bold yellow", markup=False)
-        error = bad.first
-        pairs = [
-            ("rows", f"{bad.tally.count:,}: {_where(bad.tally, found)}"),
-            ("found", error.found),
-            ("expected", error.expected),
-            ("to fix", error.fix),
-        ]
-        _print_pairs(console, ((label, plainly(text)) for label, text in pairs if text))
+        expected = ""
+        for bad in sorted(refused.by_fix.values(), key=lambda bad: -bad.tally.count):
+            error = bad.first
+            pairs = [
+                ("rows", f"{bad.tally.count:,}: {_where(bad.tally, found)}"),
+                ("found", error.found),
+                ("expected", error.expected if error.expected != expected else ""),
+                ("to fix", error.fix),
+            ]
+            expected = error.expected
+            print_pairs(console, ((label, say(text)) for label, text in pairs if text))
+        if refused.num_untold:
+            others = f"{refused.num_untold:,} others, each told in the file of --left-out FILE"
+            print_pairs(console, [("rows", others)])
         console.print()
 
 
 def verdict(found: Survey, bad_rows: str) -> str:
     """One sentence: whether all can be used, and what to do where not."""
-    total = found.ledger.records.total
-    kept = found.ledger.conversations.kept["train"]
+    total, conversations = found.ledger.records.total, found.ledger.conversations
+    kept, left = conversations.kept["train"], conversations.num_left
+    rows = plural(total, "row")
+    if not kept:
+        none = "The one row cannot be trained" if total == 1 else f"None of the {rows} can be trained"
+        return f"{none}: mend what is said above (--left-out FILE writes the rows down), or give other data."
     if not found.refused:
-        return f"All {plural(total, 'row')} can be used: {plural(kept, 'conversation')}."
+        more = f"; {left:,} more left out, as said above" if left else ""
+        all_rows = "The one row" if total == 1 else f"All {rows}"
+        taken = found.ledger.records.kept["used"]
+        some = f", and share takes {taken:,} of them" if taken < total else ""
+        return f"{all_rows} can be used{some}: {plural(kept, 'conversation')}{more}."
     if bad_rows == "leave_out":
         return f"{plural(total - found.refused, 'row')} can be used; {found.refused:,} are left out, as bad_rows says."
     return (
-        f"{found.refused:,} of {plural(total, 'row')} cannot be used: mend them (--left-out FILE writes them down), "
+        f"{found.refused:,} of {rows} cannot be used: mend them (--left-out FILE writes them down), "
         "or train without them: bad_rows=leave_out."
     )

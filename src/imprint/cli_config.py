@@ -70,7 +70,8 @@ def config_why(
 
 def _decide(resolved: Resolved) -> tuple[dict[str, Decision], str]:
     """What the autos become on this machine; and a note where the recipe could not run here."""
-    from imprint.auto import read_model_facts, resolve_auto
+    from imprint.auto import resolve_auto
+    from imprint.model_facts import read_model_facts
 
     recipe, facts, notes = resolved.recipe, None, []
     try:

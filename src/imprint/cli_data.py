@@ -1,20 +1,17 @@
-"""The verbs of `imprint data`: check it, convert it, find open sets."""
+"""The verbs of `imprint data`: check it, convert it, list formats, find open sets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from imprint.cli_arguments import AsJson, console_for, said_plainly
 from imprint.cli_left_out import LeftOutFile, kept_apart
+from imprint.cli_sources import named_sources, recipe_of, split_sources
 from imprint.errors import RecipeError
-
-if TYPE_CHECKING:
-    from imprint.recipe import Recipe
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +24,6 @@ Sources = Annotated[
     list[str],
     typer.Argument(metavar="SOURCE|KEY=VALUE", help="Files, folders, globs, hub ids, -; and their settings."),
 ]
-OF_RECIPE = ("bad_rows", "consecutive_replies", "seed")  # settings of a run that change what is read
 
 
 @data.command(
@@ -53,8 +49,9 @@ def check(
     """
     if template is not None and model is None:
         raise RecipeError("--template has no effect without --model", fix="give --model FOLDER too")
-    with said_plainly():
-        recipe = _recipe(*_split(sources), model, template)
+    paths, settings = named_sources(*split_sources(sources))
+    with said_plainly(several=len(paths) > 1):
+        recipe = recipe_of(paths, settings, model, template)
         from imprint.cli_check import print_check
 
         with kept_apart(left_out, recipe) as keep:
@@ -84,17 +81,18 @@ def convert(
     standard output. messages holds everything; sharegpt, alpaca, text,
     prompt_response and other pairs refuse a row that they cannot hold.
     """
-    paths, settings = _split(sources)
-    if len(paths) < 2:
+    paths, settings = split_sources(sources)
+    inputs, settings = named_sources(paths[:-1], settings)
+    if not inputs:
         raise RecipeError(
             "there is nothing to write to",
             found=f"one path: {', '.join(paths) or 'none'}",
             expected="what to read, and last the file to write",
             fix=f"imprint data convert {paths[0] if paths else 'SOURCE'} out.jsonl",
         )
-    *inputs, out = paths
-    with said_plainly():
-        recipe = _recipe(inputs, settings, None, None)
+    out = paths[-1]
+    with said_plainly(several=len(inputs) > 1):
+        recipe = recipe_of(inputs, settings)
         from imprint.data.convert import convert as convert_data
 
         ledger = convert_data(
@@ -102,8 +100,33 @@ def convert(
         )
     notes = console_for(stderr=True)
     notes.print(ledger.table())
+    for note in ledger.notes:
+        notes.print(f"note  {note}", markup=False)
     if out != "-":
         typer.echo(out)
+
+
+@data.command("formats", epilog="Examples: imprint data formats · imprint data formats alpaca")
+def formats(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Tell all that is known of one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the formats that rows may have, each with its columns and an example.
+
+    A row's format is recognised; format=NAME says it where that fails.
+    """
+    from imprint.cli_formats import format_named, print_format, print_formats, to_json
+    from imprint.data.catalogue import FORMATS
+
+    found = [format_named(name)] if name else FORMATS
+    if as_json:
+        typer.echo(json.dumps([to_json(one) for one in found], indent=2, ensure_ascii=False))
+    elif name:
+        print_format(console_for(), found[0])
+    else:
+        print_formats(console_for(), found)
 
 
 @data.command(
@@ -129,47 +152,3 @@ def sets(
         print_set(console_for(), named(name))
     else:
         print_sets(console_for(), SETS)
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths, and settings; what is there is a path, whatever its name."""
-    paths = [one for one in arguments if "=" not in one or Path(one).exists()]
-    return paths, [one for one in arguments if one not in paths]
-
-
-def _recipe(
-    paths: Sequence[str], settings: Sequence[str], model: Path | None, template: str | None
-) -> Recipe:
-    """A recipe with these sources, each with these settings."""
-    from imprint.recipe import DataSource
-    from imprint.settings import resolve
-
-    if not paths:
-        raise RecipeError("no data is named", expected="a file, folder, glob or hub id", fix="name one")
-    given = [f"model={json.dumps(str(model or 'none'))}", "validation=0"]
-    given += [f"template={json.dumps(template)}"] if template else []
-    for number, path in enumerate(paths):
-        given.append(f"data.{number}.path={json.dumps(path)}")
-    for setting in settings:
-        key = setting.partition("=")[0].strip()
-        if key in OF_RECIPE:
-            given.append(setting)
-            continue
-        if key.split(".")[0] not in DataSource.model_fields or key == "path":
-            raise _unknown(setting, key)
-        given += [f"data.{number}.{setting}" for number in range(len(paths))]
-    return resolve(None, given).recipe
-
-
-def _unknown(setting: str, key: str) -> RecipeError:
-    from imprint.errors import nearest
-    from imprint.recipe import DataSource
-
-    known = [*(name for name in DataSource.model_fields if name != "path"), *OF_RECIPE]
-    like = nearest(key, known)
-    return RecipeError(
-        f"`{key}` is not a setting of data",
-        where=f"argument {setting}",
-        expected=", ".join(known),
-        fix=f"write {like}={setting.partition('=')[2]}" if like else "remove it",
-    )

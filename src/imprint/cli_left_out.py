@@ -12,6 +12,7 @@ import typer
 
 from imprint.cli_arguments import console_for
 from imprint.errors import DataError
+from imprint.track.words import plural
 
 if TYPE_CHECKING:
     from imprint.recipe import Recipe
@@ -22,7 +23,7 @@ LeftOutFile = Annotated[
     typer.Option(
         "--left-out",
         metavar="FILE",
-        help="Write what is left out, with its rows: mend them, give FILE as data.",
+        help="Write what is left out, with its rows: mend them, give FILE as data too.",
     ),
 ]
 
@@ -38,13 +39,14 @@ def kept_apart(path: Path | None, recipe: Recipe) -> Iterator[Callable[[Recipe, 
         return
     from imprint.data.write import refuse_existing
 
-    refuse_existing(path, force=False)
+    refuse_existing(path)
 
     def keep(settled: Recipe, rendering: Rendering | None) -> None:
         from imprint.left_out import write_left_out
 
-        count = write_left_out(path, settled, rendering)
-        console_for(stderr=True).print(f"left out  {count:,} rows, written to {path}", soft_wrap=True)
+        console = console_for(stderr=True)
+        for said in _told(path, *write_left_out(path, settled, rendering)):
+            console.print(said, soft_wrap=True, markup=False)
 
     try:
         yield keep
@@ -52,3 +54,16 @@ def kept_apart(path: Path | None, recipe: Recipe) -> Iterator[Callable[[Recipe, 
         if not path.exists():
             keep(recipe, None)
         raise
+
+
+def _told(path: Path, whole: int, partly: int) -> Iterator[str]:
+    """What was written: `whole` rows of which nothing is trained, and those of which only a part is not."""
+    if not whole + partly:
+        yield f"left out  nothing: {path} is empty"
+        return
+    parts = [plural(whole, "row")] if whole or not partly else []
+    parts += [f"a part of {plural(partly, 'row')}"] if partly else []
+    yield f"left out  {' and '.join(parts)}, written to {path}"
+    if partly:
+        yield "          of a row left out in part the other replies are trained: with both files"
+        yield "          as data they are trained twice, so remove such rows from one of the two"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from imprint.cli_arguments import listing, print_pairs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -13,15 +15,9 @@ if TYPE_CHECKING:
 
 def print_sets(console: Console, sets: Sequence[OpenSet]) -> None:
     """A table of all sets: name, rows, origin, languages, licence; a star where that has a catch."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", width=min(80, console.width))
-    table.add_column("name", no_wrap=True)
-    table.add_column("rows", no_wrap=True)
-    table.add_column("written by", ratio=5, overflow="fold")
-    table.add_column("in", ratio=2, overflow="fold")
-    table.add_column("licence", ratio=3, overflow="fold")
+    table = listing(console, ("name", 0), ("rows", 0), ("written by", 5), ("in", 2), ("licence", 3))
     for one in sets:
         name = Text(one.name, "cyan")
         if one.catch:
@@ -32,29 +28,28 @@ def print_sets(console: Console, sets: Sequence[OpenSet]) -> None:
         "\n* The licence has a catch: imprint data sets NAME tells it. Use a set: imprint train … data=NAME",
         markup=False,
     )
-    console.print("This is no legal advice: read the set's own page before you rely on its licence.")
+    console.print(
+        "Sizes and licences are what their pages said when this list was made. This is no legal advice:\n"
+        "read the set's own page before you rely on its licence.",
+        markup=False,
+    )
 
 
 def print_set(console: Console, one: OpenSet) -> None:
     """All that is known of one set, and the line that trains on it."""
-    from rich.table import Table
     from rich.text import Text
 
+    from imprint.data.sets import download
+
     console.print(Text(one.name, "bold cyan"))
-    table = Table(
-        box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2), width=min(80, console.width)
-    )
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold", ratio=1)
     split = f"{one.split}" + (f" of configuration {one.config}" if one.config else "")
     facts = [
         ("good for", one.good_for), ("rows", f"{one.rows}, split {split}"), ("written by", one.origin),
         ("languages", one.languages), ("licence", one.licence), ("catch", one.catch), ("format", one.format),
-        ("note", one.note), ("hub", f"{one.hub}: https://huggingface.co/datasets/{one.hub}"),
+        ("note", one.note), ("hub", one.hub), ("page", f"https://hf.co/datasets/{one.hub}"),
         ("use it", f"imprint train model=FOLDER data={one.name}"),
-        ("offline", f"hf download --repo-type dataset {one.hub}, on a machine with a network; then give the files"),
+        ("look at it", f"imprint data check {one.name}"),
+        ("pin it", f"data.0.path={one.name} data.0.revision=COMMIT: the same rows, whatever its owner changes"),
+        ("offline", download(one.hub, one.name)),
     ]  # fmt: skip
-    for label, text in facts:
-        if text:
-            table.add_row(label, Text(text))
-    console.print(table)
+    print_pairs(console, facts)

@@ -124,6 +124,11 @@ def _print_json(shown: Shown, row: Row | None, number: int | None) -> None:
         line = as_json(view.turn, view.number, (view.prompt, view.completion), view.owned.spans)
         typer.echo(json.dumps(line, ensure_ascii=False))
     if row is None:
+        if shown.replay is not None:
+            for view, apart in shown.replay.views(number):
+                line = as_json(view.turn, view.number, (view.prompt, view.completion), view.owned.spans)
+                line |= {"replay": "held out" if apart else "to draw from"}
+                typer.echo(json.dumps(line, ensure_ascii=False))
         _print_notes(shown)
     else:
         _print_out(row, console_for(stderr=True))
@@ -146,11 +151,27 @@ def _print_turns(shown: Shown, row: Row | None, number: int | None) -> None:
         _print_out(row, console)
         return
     console.print(shown.account().tables())
+    if shown.replay is not None:
+        console.print(f"replay  {shown.replay.told()}", style="bold", markup=False, highlight=False)
+        for view, apart in shown.replay.views(number or TURNS):
+            console.print(
+                as_text(
+                    view.turn,
+                    view.number,
+                    rendering.encoder,
+                    rendering.stop_ids,
+                    colour=colour,
+                    most=CONTEXT,
+                    mark="replay, held out" if apart else "replay",
+                )
+            )
     _print_notes(shown)
 
 
 def _print_out(row: Row, console: Console) -> None:
     """What of a row is not trained, and why."""
+    if row.replay:
+        console.print(row.replay, style="yellow")
     if row.held_out:
         console.print("this row is held out for validation, and not trained", style="yellow")
     for out in row.out:
@@ -169,6 +190,8 @@ def _print_notes(shown: Shown) -> None:
     for note in (*rendering.notes, *ledger.notes):
         notes.print(f"note      {note}", markup=False)
     notes.print(ledger.table())
+    if shown.replay is not None:
+        notes.print(shown.replay.shown.ledger.table("What becomes of replay"))
     for reason, detail in ledger.details.items():
         if detail:
             notes.print(f"{reason}: {detail}", markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imprint.data.conversation import Conversation, Place, Record
 from imprint.data.formats import converter
@@ -19,39 +19,60 @@ from imprint.errors import DataError
 from imprint.preparation import rendered
 from imprint.recipe import DataSource, Recipe
 from imprint.render.resolve import Rendering
-from imprint.render.turns import LeftOut, Turn
+from imprint.render.turns import CONTEXT_ONLY, NOT_LAST, LeftOut, Turn
 from imprint.show_row import sources_of
 
+PARTLY = "the rest of this row is trained, and twice where this file and the row's own are both data"
 
-def write_left_out(path: Path, recipe: Recipe, rendering: Rendering | None = None) -> int:
-    """Write one line for each record of which something is not trained, and say how many.
+
+class LeftRow(NamedTuple):
+    """A line of the file, and whether some other part of its row is trained."""
+
+    line: dict[str, Any]
+    partly: bool
+
+
+def write_left_out(path: Path, recipe: Recipe, rendering: Rendering | None = None) -> tuple[int, int]:
+    """Write one line for each record of which something is left out: how many wholly, how many in part.
 
     The data is read once more. Without `rendering` there are records and conversations alone;
     with it the recipe's max_length must be a number. DataError where the file exists.
     """
-    count = 0
+    whole = partly = 0
     with aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for row in left_out(recipe, rendering):
-            file.write(line(row))
-            count += 1
-    return count
+            file.write(line(row.line))
+            whole += not row.partly
+            partly += row.partly
+    return whole, partly
 
 
-def left_out(recipe: Recipe, rendering: Rendering | None) -> Iterator[dict[str, Any]]:
-    """The lines of the file, in the order of the data."""
+def left_out(recipe: Recipe, rendering: Rendering | None) -> Iterator[LeftRow]:
+    """The lines of the file, in the order of the data.
+
+    A reply beside trained ones that the data or the recipe asks not to train (of weight 0, an opening one)
+    is not left out: there is nothing to mend.
+    """
     for source, key in sources_of(recipe):
         convert, raw = converter(source, key), _RawLines(source)
         for record in read(source, seed=recipe.seed):
+            partly = False
             try:
                 conversations = convert(record)
             except DataError as error:
                 things = [_thing("record", error.what, _detail(error))]
             else:
-                things = [thing for one in conversations for thing in _of(one, recipe, rendering)]
+                things = []
+                for one in conversations:
+                    left, trained = _of(one, recipe, rendering)
+                    things += left
+                    partly |= trained
             if things:
                 first, *others = things
+                if partly:
+                    first["detail"] = "\n".join(filter(None, (first["detail"], PARTLY)))
                 row = {"place": str(record.place), **first, "row": _original(record, raw)}
-                yield row | ({"also": others} if others else {})
+                yield LeftRow(row | ({"also": others} if others else {}), partly)
 
 
 def _thing(level: str, reason: str, detail: str, message: int | None = None) -> dict[str, Any]:
@@ -59,19 +80,25 @@ def _thing(level: str, reason: str, detail: str, message: int | None = None) -> 
     return {"level": level, "reason": reason, "detail": "\n".join(filter(None, (where, detail)))}
 
 
-def _of(conversation: Conversation, recipe: Recipe, rendering: Rendering | None) -> list[dict[str, Any]]:
-    """What of a conversation is left out: itself, or some of its replies."""
+def _of(
+    conversation: Conversation, recipe: Recipe, rendering: Rendering | None
+) -> tuple[list[dict[str, Any]], bool]:
+    """What of a conversation is left out, itself or some of its replies; and whether any of it is trained."""
     settled = settle(conversation, recipe.consecutive_replies)
     if isinstance(settled, str):
-        return [_thing("conversation", settled, "")]
+        return [_thing("conversation", settled, "")], False
     if rendering is None:
-        return []
+        return [], True
     found = list(rendered([settled], recipe, rendering))
-    replies = [_thing("reply", one.reason, one.detail, one.turn) for one in found if isinstance(one, LeftOut)]
-    if not any(isinstance(one, Turn) for one in found):
+    out = [one for one in found if isinstance(one, LeftOut)]
+    trained = any(isinstance(one, Turn) for one in found)
+    if trained:
+        out = [one for one in out if not one.reason.endswith(CONTEXT_ONLY) and one.reason != NOT_LAST]
+    replies = [_thing("reply", one.reason, one.detail, one.turn) for one in out]
+    if not trained:
         reasons = "; ".join(dict.fromkeys(reply["reason"] for reply in replies))
         replies.insert(0, _thing("conversation", "none of its replies can be trained", reasons))
-    return replies
+    return replies, trained
 
 
 def _detail(error: DataError) -> str:

@@ -304,15 +304,24 @@ def none(reason: str) -> Count:
     """No row is a demonstration; a table's header is no row."""
 
     def count(path: Path) -> Held:
-        if path.suffix == ".csv":
-            rows = sum(map(bool, csv.reader(text_of(path).splitlines(keepends=True)))) - 1
-        else:
+        if path.suffix != ".csv":
             rows = sum(1 for _ in rows_of(path))
-        return Held(rows, refused={reason: rows})
+            return Held(rows, refused={reason: rows})
+        header, *cells = filter(None, csv.reader(text_of(path).splitlines(keepends=True)))
+        held = Held(len(cells), refused={reason: len(cells)})
+        if reason == UNKNOWN:
+            held.warnings[
+                f"the first row is taken for a header, of unknown names ({', '.join(header)}); "
+                "if it is a row, say which column is which: fields.prompt=0 fields.response=1"
+            ] = 1
+        return held
 
     return count
 
 
+# a prompt "Photo: <image>"; replies that close a thought which no tag opened
+PICTURE = "a mark such as <image> stands in a prompt: imprint trains on text, the picture is not there"
+UNOPENED = "a thought in a reply is closed and was never opened: </think> without <think>"
 ALPACA = pairs(("instruction", "input"), "output")
 
 
@@ -328,7 +337,7 @@ class File(NamedTuple):
 def _rendered(path: Path) -> Held:
     """Alpaca beside the text that it was rendered to, which is not used."""
     held = ALPACA(path)
-    held.warnings["the column `text` is not used: the reply is in `output`"] = held.rows
+    held.warnings["the column `text` is not used: it is no part of alpaca"] = held.rows
     return held
 
 
@@ -340,11 +349,22 @@ def _stopped(path: Path) -> Held:
     return held
 
 
+def _odd(count: Count, *odd: tuple[str, int]) -> Count:
+    """A file of which some rows, as a look at them shows, are odd and used all the same."""
+
+    def counted(path: Path) -> Held:
+        held = count(path)
+        held.warnings.update(odd)
+        return held
+
+    return counted
+
+
 FILES = {
     "sft/alpaca_5000.json": File(ALPACA, 5000, 4998, 4998),
     "sft/alpaca_gpt4_en_demo.json": File(ALPACA, 999, 999, 999),
     "sft/alpaca_gpt4_zh_demo.json": File(ALPACA, 1000, 1000, 1000),
-    "sft/alpaca_libre_v2.jsonl": File(ALPACA, 2294, 2229, 2229),  # 14 lines are no JSON, 51 replies are empty
+    "sft/alpaca_libre_v2.jsonl": File(_odd(ALPACA, (PICTURE, 1)), 2294, 2229, 2229),  # 14 no JSON, 51 empty
     "sft/alpaca_tiny_with_text.json": File(_rendered, 100, 100, 100),
     "sft/belle_zh_seed_tasks.jsonl": File(seeds, 175, 175, 175),
     "sft/code_alpaca_2k.json": File(ALPACA, 2017, 2015, 2015),
@@ -364,7 +384,7 @@ FILES = {
     "sft/oasst_prompt_lottery_250.jsonl": File(none(TEXT_ALONE), 250),
     "sft/persona_system_prompts.csv": File(none(NO_REPLY), 218),
     "sft/promptsource_templates.jsonl": File(none(UNKNOWN), 198),  # YAML of templates
-    "sft/reason_tool_use_demo_50.jsonl": File(chats, 50, 50, 112),
+    "sft/reason_tool_use_demo_50.jsonl": File(_odd(chats, (UNOPENED, 2)), 50, 50, 112),
     "sft/self_instruct_seed_tasks.jsonl": File(seeds, 175, 175, 175),
     "sft/self_instruct_user_oriented_252.jsonl": File(seeds, 252, 252, 252),
     "sft/t0_p3_templated.jsonl.gz": File(_stopped, 7942, 7542, 7542),  # 400 are a stop mark alone

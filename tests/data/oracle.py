@@ -98,7 +98,12 @@ def _examine(mutant: Mutant, path: Path) -> Verdict:
     if expected is not None:
         _check_rows(records, expected, mutant.written)
     elif " truncated" in "".join(mutant.done) and mutant.name.endswith((".gz", ".xz", ".bz2", ".zst")):
-        assert len(records) >= len(mutant.rows), "a file that was cut off was read without a word"
+        whole = len(records) >= len(mutant.rows)
+        if mutant.written == "txt" and ".txt" in mutant.name:  # a text is one document
+            whole = records[0].value["text"].encode() == "\n".join(map(str, mutant.rows)).encode(
+                "utf-8", "replace"
+            )
+        assert whole, "a file that was cut off was read without a word"
     talks = [loaded.train.spool[row] for row in sorted([*loaded.train.rows, *loaded.validation.rows])]
     made = list(_made(source, path, mutant.name))
     assert list(map(repr, talks)) == list(map(repr, made)), "what came from the disk is not what was made"

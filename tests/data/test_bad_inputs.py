@@ -79,9 +79,9 @@ REFUSED = [
   to fix    add the comma, or write a quotation mark inside a text as \"
             or train without the bad rows: bad_rows=leave_out"""),
     (2, "GBK", "", """error bad.jsonl:1: the text is not UTF-8
-  found     byte 0xCE at byte offset 12 (perhaps GBK)
+  found     byte 0xCE at byte offset 12 (perhaps GB18030)
   expected  UTF-8
-  to fix    save it as UTF-8: iconv -f GBK -t UTF-8 OLD > NEW
+  to fix    save it as UTF-8: iconv -f GB18030 -t UTF-8 OLD > NEW
             or train without the bad rows: bad_rows=leave_out"""),
     (3, "no row", "", """error bad.jsonl: the file is empty
   found     no rows

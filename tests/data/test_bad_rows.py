@@ -24,7 +24,7 @@ GOLDEN = [
         {"mesages": GOOD["messages"]},
         """train.jsonl:2: the columns are of no known format
   found     columns mesages
-  expected  messages | instruction + output | prompt + response | text | … (docs/formats.md)
+  expected  messages | instruction + output | prompt + response | text | … (imprint data formats lists all)
   to fix    rename mesages to messages; or name your columns: data.0.fields.prompt=COLUMN data.0.fields.response=COLUMN
             or train without the bad rows: bad_rows=leave_out""",
     ),
@@ -32,8 +32,8 @@ GOLDEN = [
         {"prompt": "Why?", "respones": "So."},
         """train.jsonl:2: the columns are of no known format
   found     columns prompt, respones
-  expected  messages | instruction + output | prompt + response | text | … (docs/formats.md)
-  to fix    rename respones to response; or name your columns: data.0.fields.prompt=COLUMN data.0.fields.response=COLUMN
+  expected  messages | instruction + output | prompt + response | text | … (imprint data formats lists all)
+  to fix    rename respones to response; or name your columns: data.0.fields.prompt=prompt data.0.fields.response=respones
             or train without the bad rows: bad_rows=leave_out""",
     ),
     # 5: the type changes
@@ -141,7 +141,7 @@ def test_the_whole_message(write, tmp_path, row, message):
 def test_tool_schemas_and_arguments_come_back_as_they_were(write, tmp_path):
     """12: schemas that differ from row to row, arguments as objects and as texts, nulls within."""
     rows = []
-    for number, arguments in enumerate(({"x": None, "y": [1.0, {}]}, '{"x": null,  "y": 1e2}', "", {})):
+    for number, arguments in enumerate(({"x": None, "y": [1.0, {}]}, '{"x": null,  "y": 1e2}', "{}", {})):
         call = {
             "id": f"c{number}",
             "type": "function",

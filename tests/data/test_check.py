@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from imprint.data import signs as s
-from imprint.data.check import middle, survey, to_json
+from imprint.data.check import middle, survey
+from imprint.data.check_json import to_json
 from imprint.data.signs import signs
 from imprint.recipe import DataSource
 
@@ -56,12 +57,20 @@ def test_sizes_roles_and_evidence_of_each_format(tmp_path):
     assert chat.characters == 2 * len("Be.HiYo") + len("GoNo")
     assert dict(chat.roles) == {"system": 2, "user": 3, "assistant": 3}
     assert chat.evidence.columns == ("messages",)
-    assert chat.evidence.ignored == ("topic",)
-    assert shapes["alpaca"].evidence.ignored == ("text",)
+    assert chat.unused.words() == "`topic` in 1 of 2 rows"
+    assert shapes["alpaca"].unused.words() == "`text`"
     assert (shapes["text"].documents, shapes["tokens_labels"].tokenised) == (1, 1)
     assert [str(one.source)[-7:] for one in found.examples] == ["jsonl:1", "jsonl:3"]  # of two formats
     assert found.refused == 0
     json.dumps(to_json(found))
+
+
+def test_cells_that_stand_for_nothing_are_told(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,response\na,NULL\nb,c\nd,NA\n")
+    found = survey([DataSource(path=str(tmp_path / "a.csv"))])
+    assert {sign: [place.line for place in tally.places] for sign, tally in found.signs.items()} == {
+        s.NOTHING: [2, 4]
+    }
 
 
 def test_a_table_that_mixes_shapes_is_told_row_by_row(tmp_path):
@@ -80,14 +89,21 @@ def test_refused_rows_by_reason_with_the_first_places_and_the_mend(tmp_path):
     assert found.ledger.records.total == 5
     assert found.refused == 3
     assert {
-        reason: (bad.tally.count, [place.line for place in bad.tally.places])
+        reason: (bad.all.tally.count, [place.line for place in bad.all.tally.places])
         for reason, bad in found.bad.items()
     } == {
         "the reply is empty": (2, [2, 4]),
         "not valid JSON": (1, [3]),
     }
-    assert found.bad["the reply is empty"].first.fix == "write the response or remove the row"
+    assert found.bad["the reply is empty"].all.first.fix == "write the response or remove the row"
     assert [bad["count"] for bad in to_json(found)["bad_rows"]] == [2, 1]
+
+
+def test_columns_without_end_are_counted_to_a_bound(tmp_path):
+    source = rows(tmp_path / "a.jsonl", *(pair("a", "b", **{f"column {n}": n}) for n in range(1200)))
+    (shape,) = survey([source]).shapes
+    assert len(shape.unused.columns) == 1000
+    assert shape.unused.words().endswith("; and 980 others at least")
 
 
 def test_repetitions_are_exact(tmp_path):
@@ -156,6 +172,12 @@ FOUND = [
     (s.REPLACED, "caf\ufffd"),
     (s.ENTITIES, "Fish &amp; chips"),
     (s.NO_INPUT, "Write a poem.\n\n<noinput>"),
+    (s.NO_INPUT, "Write a poem.\n\nnan"),
+    (s.NO_INPUT, "Write a poem.\n\nNULL"),
+    (s.NOTHING, "NULL"),
+    (s.NOTHING, " null\n"),
+    (s.NOTHING, "NA"),
+    (s.NOTHING, "#N/A"),
     (s.NO_TEXT, "nan"),
     (s.NO_TEXT, " [object Object]"),
 ]
@@ -171,6 +193,8 @@ NOT_FOUND = [
     "a <b>bold</b> word, x < y, 2 <| 3, a || b",
     "None",
     "undefined",
+    "NULL is a value.",
+    "Write it so:\n\nNULL",
     "Nan is my grandmother.",
     "The tag </s> ends what <s> began.",
 ]
@@ -250,3 +274,32 @@ def test_memory_grows_by_a_few_bytes_a_row(tmp_path):
 
     small, large = peak(5_000), peak(40_000)
     assert large - small < 35_000 * 150  # a row's text alone is over 200 bytes
+
+
+def test_each_remedy_of_one_reason_is_told(tmp_path):
+    broken = ["// a", "{'a': 1}", "// b", '{"a": 1},', '{"a" 1}', '{"a": nan}', '{"a": None}', '{"a": True}']
+    found = survey([rows(tmp_path / "a.jsonl", pair("a", "b"), *broken)])
+    refused = found.bad["not valid JSON"]
+    told = {fix: [place.line for place in bad.tally.places] for fix, bad in refused.by_fix.items()}
+    assert len(told) == 5
+    assert told["remove the comment: JSON has none"] == [2, 4]
+    assert told["remove the comma behind the row"] == [5]
+    assert (refused.all.tally.count, refused.num_untold) == (8, 2)
+    (told,) = to_json(found)["bad_rows"]
+    assert [one["count"] for one in told["by_fix"]] == [2, 1, 1, 1, 1]
+    assert told["fix"] == told["by_fix"][0]["fix"]
+
+
+def test_replies_that_open_are_counted(tmp_path):
+    def talk(*given):
+        return {"messages": [{"role": role, "content": "x", **more} for role, more in given]}
+
+    user, reply, system = ("user", {}), ("assistant", {}), ("system", {})
+    given = [
+        talk(reply, user, reply),
+        talk(system, reply, user, reply),
+        talk(("assistant", {"weight": 0}), user, reply),
+        talk(user, reply),
+    ]
+    (shape,) = survey([rows(tmp_path / "a.jsonl", *given)]).shapes
+    assert (shape.replies, shape.opening, shape.untrained) == (7, 2, 1)

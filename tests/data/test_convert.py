@@ -192,7 +192,7 @@ LOSSES = [
     (talk(ask("a"), say("b", weight=0.5)), "sharegpt", "a weight"),
     (talk(ask("a", name="n"), say("b")), "question_answer", "a name"),
     (talk(ask("a"), say("t", tool_calls=[CALL])), "sharegpt", "a text and tool calls in one reply"),
-    (talk(ask("a"), say("", tool_calls=[CALL])), "sharegpt", "tool calls"),  # its id
+    (talk(ask("a"), say("", tool_calls=[CALL])), "sharegpt", "the id of a tool call"),
     (talk(ask("a"), say("b"), tools=TOOLS), "alpaca", "tools"),
     (talk(ask("a"), ask("b"), say("c")), "dolly", "messages that do not alternate"),
     ({"text": "a document"}, "alpaca", "a document"),
@@ -257,15 +257,21 @@ def test_bad_rows_stop_and_nothing_is_written(tmp_path):
 
 
 def test_a_table_that_cannot_hold_it_is_refused(tmp_path):
-    source = write(tmp_path / "in.jsonl", [{"messages": PLAIN[0]["messages"] * 2}])
+    source = write(tmp_path / "in.jsonl", [{"input_ids": [5, 6], "labels": [-100, 6]}])
     with pytest.raises(DataError) as caught:
-        run(source, tmp_path / "out.csv", to="alpaca")  # a cell cannot hold the list `history`
+        run(source, tmp_path / "out.csv", to="tokens_labels")  # in a cell the list of ids would be a text
     assert "a table of this kind cannot hold what is in it" in str(caught.value)
     assert "write JSON lines" in str(caught.value)
     mixed = write(tmp_path / "mixed.jsonl", [PLAIN[0], {"text": "a document"}])
     run(mixed, tmp_path / "out.json")
     same(conversations(mixed), conversations(tmp_path / "out.json"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "mixed.jsonl", "out.json"]
+
+
+def test_earlier_turns_in_the_cell_of_a_table(tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"messages": PLAIN[0]["messages"] * 2}, PLAIN[0]])
+    run(source, tmp_path / "out.csv", to="alpaca")
+    same(conversations(source), conversations(tmp_path / "out.csv"))
 
 
 def test_it_writes_over_nothing(tmp_path):
@@ -371,3 +377,34 @@ def test_real_files_become_messages_and_stay_what_they_were(path, tmp_path):
     same(before, conversations(out))
     run(out, tmp_path / "out.parquet")
     same(before, conversations(tmp_path / "out.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("call", "lost"),
+    [
+        ({**TEXT_CALL, "id": "c1"}, "the id of a tool call"),
+        ({**TEXT_CALL, "index": 0}, "what stands beside a tool call"),
+    ],
+)
+def test_what_of_a_tool_call_cannot_be_held_is_named(call, lost):
+    messages = (Message("user", "x"), Message("assistant", "", tool_calls=(call,)))
+    with pytest.raises(DataError) as raised:
+        row_writer("sharegpt")(Conversation(messages, Place("a.jsonl", 1), "a.jsonl:1"))
+    assert raised.value.what == f"a row of sharegpt cannot hold {lost}"
+    plain = replace(messages[1], tool_calls=(TEXT_CALL,))
+    assert row_writer("sharegpt")(Conversation((messages[0], plain), Place("a.jsonl", 1), "a.jsonl:1"))
+
+
+@pytest.mark.parametrize(
+    ("other", "lost"),
+    [
+        ({"name": "add", "arguments": {"a": 1}}, "a tool call's arguments as text"),
+        ({"name": "sub", "arguments": '{"a": 1}'}, "a tool call's name, or what stands beside it"),
+    ],
+)
+def test_calls_differ_by_what_they_say(other, lost):
+    one, two = (
+        Conversation((Message("assistant", "", tool_calls=({"function": function},)),), Place("a", 1), "a:1")
+        for function in (TEXT_CALL["function"], other)
+    )
+    assert difference(one, two) == lost

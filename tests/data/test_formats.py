@@ -6,6 +6,7 @@ import pytest
 
 from imprint.data.conversation import Conversation, Message, Place, Record
 from imprint.data.formats import FORMATS, converter, explain, is_row, merge_replies
+from imprint.data.message_keys import FLAGS, WEIGHT_KEYS
 from imprint.data.split import has_trained
 from imprint.errors import DataError, RecipeError
 from imprint.recipe import DataSource
@@ -64,6 +65,17 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '
         ("human_assistant", {"human": "q", "assistant": "a"}),
         ("p3", {"inputs": [1], "inputs_pretokenized": "q", "targets": [2], "targets_pretokenized": "a"}),
         ("prompt_completion", {"prompt": "q", "completion": "a<|endoftext|>", "template": "t"}),
+        *(
+            (f"instruction_input_{reply}", {"instruction": "q", "input": "", reply: "a"})
+            for reply in ("response", "answer", "completion", "target")
+        ),
+        *(
+            (f"instruction_{reply}", {"instruction": "q", reply: "a"})
+            for reply in ("answer", "completion", "target")
+        ),
+        ("messages_chosen", {"messages": OPENAI[:1], "chosen": OPENAI[1], "rejected": OPENAI[1]}),
+        ("sharegpt_chosen", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}),
+        ("preferred_output", {"input": {"messages": OPENAI[:1]}, "preferred_output": OPENAI[1:]}),
         ("chosen", {"chosen": OPENAI, "rejected": OPENAI}),
         ("chosen", {"prompt": "q", "chosen": "a", "rejected": "b"}),
         ("chosen", {"prompt": "q", "chosen": OPENAI[1:], "rejected": OPENAI[1:]}),
@@ -119,6 +131,18 @@ def test_the_page_of_the_formats_is_up_to_date():
     assert all(f"| `{format.name}` |" in page for format in FORMATS)
 
 
+def test_the_page_tells_the_truth_of_the_flags_of_messages(convert):
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = [line.strip("| ").split(" | ") for line in page.split("| key of a message |")[1].splitlines()[2:]]
+    assert {cells[0].strip("`") for cells in table} == {*FLAGS, *WEIGHT_KEYS}
+    for key, context, trained in table:
+        key, context = key.strip("`"), json.loads(context.strip("`"))
+        trained = json.loads(trained.strip("`")) if trained.startswith("`") else 0.5
+        for value, weight in ((context, 0.0), (trained, 0.5 if trained == 0.5 else 1.0)):
+            reply = convert([OPENAI[0], {**OPENAI[1], key: value}]).messages[1]
+            assert (key, value, reply.weight) == (key, value, weight)
+
+
 def test_alpaca_input_system_and_history(convert):
     row = {
         "instruction": "Sort.",
@@ -138,12 +162,49 @@ def test_alpaca_input_system_and_history(convert):
     ]
 
 
+def test_earlier_turns_in_any_pair_of_columns(convert):
+    for row in (
+        {"query": "q", "response": "a"}, {"instruction": "q", "response": "a"}, {"instruction": "q", "answer": "a"},
+        {"instruction": "q", "input": "", "target": "a"}, {"prompt": "q", "chosen": "a"},
+    ):  # fmt: skip
+        said = [message.content for message in convert(row | {"history": [["hi", "hello"]]}).messages]
+        assert said == ["hi", "hello", "q", "a"]
+        with pytest.raises(DataError, match="`history` cannot be read"):
+            convert(row | {"history": "Founded in 1900."})
+        for empty in ([], "", "[]", " ", None):
+            assert len(convert(row | {"history": empty}).messages) == 2
+        text = '[["hi", "hello"]]'  # of a table
+        assert [message.content for message in convert(row | {"history": text}).messages] == said
+        with pytest.raises(DataError, match="`history` is a text but not JSON"):
+            convert(row | {"history": '[["hi", "hel'})
+
+
+@pytest.mark.parametrize("column", ["conversations", "conversation", "dialog", "dialogue", "chat", "data"])
+def test_texts_in_turn_are_a_conversation(convert, column):
+    talk = convert({column: ["q", "a", "q", "b"], "source": "web"}).messages
+    assert [(one.role, one.content) for one in talk] == [
+        ("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "b"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="the conversation ends with the user"):
+        convert({column: ["q", "a", "q"]})
+
+
+def test_texts_of_a_talk_that_a_column_beside_ends_are_no_conversation(convert):
+    for beside in ({"summary": "s"}, {"response": "r"}):
+        with pytest.raises(DataError, match="the columns fit a format, but their values do not"):
+            convert({"dialogue": ["q", "a"], **beside})
+    with pytest.raises(DataError, match="the columns fit a format, but their values do not"):
+        convert({"items": ["q", "a"]})  # a name of much else
+
+
 def test_row_level_columns(convert):
     found = convert({"prompt": "q", "response": "a", "tools": TOOLS, "weight": 0.5, "id": 12, "system": "s"})
     assert (found.tools, found.weight, found.id) == (tuple(TOOLS), 0.5, "12")
     assert found.messages[0] == Message("system", "s")
     assert convert({"messages": OPENAI, "tools": json.dumps(TOOLS)}).tools == tuple(TOOLS)
     assert convert({"prompt": "q", "response": "a", "weight": "2"}).weight == 2.0  # from CSV
+    for empty in ("", " "):
+        assert convert({"prompt": "q", "response": "a", "weight": empty}).weight == 1.0
     system = [{"role": "system", "content": "s"}]
     assert convert({"messages": system + OPENAI, "system": "s"}) == convert(
         {"messages": OPENAI, "system": "s"}
@@ -260,6 +321,20 @@ BAD = [
     ),
     (message(content="a", reasoning=["x"]), "the reasoning is not a text", '["x"]', "one text"),
     ({"question": "q", "answer": 42}, "a column is not a text", "answer: 42", "double quotes"),
+    (
+        {"question": "q", "answer": float("nan")},
+        "a column is not a text",
+        "answer: NaN",
+        "if the cell is empty",
+    ),
+    ({"question": "q", "answer": b"a"}, "a column is not a text", "bytes", 'value.decode("utf-8")'),
+    (message(content=b"a"), "the content of a message is not a text", "bytes", 'value.decode("utf-8")'),
+    (
+        {"messages": str(OPENAI)},
+        "the list of messages is a text but not JSON",
+        "{'role'",
+        "in single quotes: write the column with json.dumps",
+    ),
     ({"instruction": "q", "input": 1, "output": "a"}, "a column is not a text", "input: 1", "double quotes"),
     ({"prompt": "q", "response": "a", "system": 1}, "a column is not a text", "system: 1", "double quotes"),
     # order
@@ -333,6 +408,12 @@ BAD = [
         "the row is a prompt without a reply",
         "columns instruction",
         "remove",
+    ),
+    (
+        {"instructor": "q", "resp": "a"},
+        "the columns are of no known format",
+        "instructor",
+        "name your columns",
     ),
     (
         {"prompt": "q", "respnse": "a"},

@@ -73,9 +73,9 @@ def test_gbk_and_an_invalid_byte(message):
         message("train.jsonl", f"{LINES[0]}\n{chinese}\n".encode("gbk"))
         == """\
 train.jsonl:2: the text is not UTF-8
-  found     byte 0xD5 at byte offset 48 (perhaps GBK)
+  found     byte 0xD5 at byte offset 48 (perhaps GB18030)
   expected  UTF-8
-  to fix    save it as UTF-8: iconv -f GBK -t UTF-8 OLD > NEW
+  to fix    save it as UTF-8: iconv -f GB18030 -t UTF-8 OLD > NEW
             or train without the bad rows: bad_rows=leave_out"""
     )
     assert (

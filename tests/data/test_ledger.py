@@ -117,3 +117,39 @@ def test_table_fits_80_columns_and_says_everything():
     assert "15ina.jsonl" in columns[2]
     assert "b.parquet:row16" in columns[2]
     assert {"20", "10", "7", "2"} <= {cell[1].strip() for cell in cells}
+
+
+def told(ledger):
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as captured:
+        console.print(ledger.table())
+    return captured.get()
+
+
+def test_of_one_file_the_table_says_the_name_once():
+    file = "../a/rather/long/folder/oasst_en_100_trees.jsonl"
+    ledger = Ledger()
+    for line in (2, 2, 2, 3, 3, 5):
+        ledger.read(Place(file, line))
+        ledger.refuse(Place(file, line), "too long")
+    ledger.warn("odd", Place(file, 7))
+    text = told(ledger)
+    assert "".join(text.replace("│", " ").split()).count(".jsonl") == 1
+    assert "lines 2, 3, 5 " in text
+    assert "line 7" in text
+    assert str(ledger.records.left["too long"]) == f"{file}:2, {file}:3, {file}:5"
+
+
+def test_of_several_files_the_table_says_short_names_that_tell_them():
+    ledger = Ledger()
+    for file, unit in (("a/x.jsonl", "line"), ("a/y.parquet", "row"), ("a/y.parquet", "row")):
+        ledger.read(Place(file, ledger.records.total + 1, unit))
+        ledger.refuse(Place(file, ledger.records.total, unit), "too long")
+    assert "x.jsonl:1; y.parquet:rows" in told(ledger)
+    for number in range(8):
+        ledger.read(Place(f"{number}/x.jsonl", 1))
+        ledger.refuse(Place(f"{number}/x.jsonl", 1), "empty")
+    text = told(ledger)
+    assert "1 in 2/x.jsonl; …" in " ".join(text.replace("│", " ").split())
+    assert "(10 files)" in text
+    assert "0/x.jsonl:1; 1/x.jsonl:1;" in " ".join(text.replace("│", " ").split())

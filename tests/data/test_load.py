@@ -37,6 +37,20 @@ def test_several_sources_in_order(write, tmp_path):
     assert ledger.conversations.kept == {"train": 4, "validation": 0}
 
 
+def test_columns_that_nothing_reads_are_told_once(write, tmp_path):
+    write(
+        "a.jsonl", [GOOD[0] | {"lang": "en"}, GOOD[1] | {"lang": ""}, GOOD[2], {"messages": [U, A], "n": 0}]
+    )
+    write("b.csv", "question,answer,lang\nq,a,de\n")
+    _, ledger = take(tmp_path, "a.jsonl", "b.csv")
+    assert ledger.notes == ["not used: `lang` in 2 of 5 rows; `n` in 1 of 5 rows"]
+    assert take(tmp_path, "a.jsonl", bad_rows="leave_out")[1].notes == [
+        "not used: `lang`, `n` in 1 of 4 rows"
+    ]
+    write("c.jsonl", GOOD)
+    assert take(tmp_path, "c.jsonl")[1].notes == []
+
+
 def test_bad_rows_stop_with_all_of_them_told(write, tmp_path):
     rows = [
         *GOOD[:2],

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import sys
@@ -11,6 +12,7 @@ from imprint.data.ledger import Ledger
 from imprint.data.load import load
 from imprint.data.locate import absolute, locate, names_of
 from imprint.data.readers import NOT_TAKEN, fingerprint, read
+from imprint.data.text import Broken
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
@@ -74,6 +76,14 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     rows_file(tmp_path / "[x]/a.jsonl", "b")
     assert prompts(read(DataSource(path="a[1].jsonl"), tmp_path)) == ["a0", "a1", "a2"]
     assert prompts(read(DataSource(path=f"{tmp_path}/[[]x]/*.jsonl"))) == ["b0", "b1", "b2"]
+
+
+def test_a_missing_file_is_no_other_of_the_same_suffix(tmp_path):
+    rows_file(tmp_path / "list.jsonl", "a")
+    for name, found in (("nothere.jsonl", "list.jsonl"), ("lst.json", "a file 'list.jsonl'")):
+        with pytest.raises(DataError) as caught:
+            locate(DataSource(path=name), tmp_path)
+        assert caught.value.found.startswith(found)
 
 
 def test_nothing_matches(folder):
@@ -248,6 +258,33 @@ def test_standard_input_is_read_once_and_kept(pipe, write):
     assert absolute(source) == source
     kept = locate(source).files[0].path
     assert kept.is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "columns"),
+    [
+        (b"prompt,response\na,b\n", ["prompt", "response"]),
+        (b"\xef\xbb\xbfprompt;response\r\na;b\r\n", ["prompt", "response"]),
+        (b"Is it?\tno\tSo.\nOr?\tyes\tWell.\n", ["question", "answer", "rationale"]),
+        (gzip.compress(b"prompt\tresponse\na\tb\n"), ["prompt", "response"]),
+        (b'[{"prompt": "a", "response": "b"}]', ["prompt", "response"]),
+        (
+            b'\n{"prompt": "a",\n "response": "b"}\n',
+            None,
+        ),  # a broken line is a bad row, as in a file of JSON lines
+    ],
+)
+def test_standard_input_is_what_its_text_shows(pipe, data, columns):
+    pipe(data)
+    first = next(iter(read(DataSource(path="-")))).value
+    assert isinstance(first, Broken) if columns is None else list(first) == columns
+
+
+@pytest.mark.parametrize("data", [b"Once upon a time.\n", b"a\nb\n", b"one, two\n", b"1\n2\n"])
+def test_other_texts_on_standard_input_are_refused(pipe, data):
+    pipe(data)
+    with pytest.raises(DataError, match=r"(?s)neither JSON lines nor a table.*COMMAND > data.txt"):
+        list(read(DataSource(path="-")))
 
 
 @pytest.mark.parametrize(("data", "terminal", "says"), [(b"", False, "0 bytes"), (b"x", True, "a terminal")])

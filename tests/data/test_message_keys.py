@@ -2,8 +2,10 @@
 
 import pytest
 
-from imprint.data.conversation import Message
+from imprint.data.conversation import Message, Place, Record
+from imprint.data.formats import converter
 from imprint.errors import DataError
+from imprint.recipe import DataSource
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 USER, REPLY = Message("user", "q"), Message("assistant", "a")
@@ -66,6 +68,38 @@ def test_a_text_beside_calls_under_a_misspelt_key(convert):
     with pytest.raises(DataError, match="a message has an unknown key") as caught:
         convert([U, said])
     assert caught.value.fix.startswith("rename contnet to content")
+
+
+@pytest.mark.parametrize("key", ["thought", "thoughts", "chain_of_thought", "Reasoning_Text"])
+def test_a_thought_under_another_name_is_refused(convert, key):
+    with pytest.raises(DataError, match="a message has an unknown key") as caught:
+        convert([U, {**A, key: "I think."}])
+    assert caught.value.fix == f"rename {key} to reasoning_content, or remove it"
+    for nothing in ("", None, True, False, 3, []):
+        assert convert([U, {**A, key: nothing}]).messages == (USER, REPLY)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attachments", ["a.pdf"]), ("images", [{"bytes": b"x", "path": None}]), ("files", ["x"])],
+)
+def test_what_is_attached_to_a_message_is_refused(convert, key, value):
+    with pytest.raises(DataError, match="a message holds more than text") as caught:
+        convert([{**U, key: value}, A])
+    assert caught.value.found.startswith(f"message 1: {key}: ")
+    assert convert([{**U, key: []}, A]).messages == (USER, REPLY)
+
+
+def test_keys_that_may_belong_to_the_conversation_are_told():
+    notes = []
+    convert = converter(DataSource(path="x"), warn=lambda note, place: notes.append(note))
+    convert(
+        Record({"messages": [{**U, "context": "c", "date": "x"}, {**A, "explanation": "b"}]}, Place("x", 1))
+    )
+    assert notes == [
+        "the key `context` of a message is not used",
+        "the key `explanation` of a message is not used",
+    ]
 
 
 def test_what_other_keys_hold_is_let_be(convert):

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from imprint.data.conversation import Message
+from imprint.data.conversation import Message, Place, Record
+from imprint.data.formats import converter
 from imprint.errors import DataError
+from imprint.recipe import DataSource
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 USER, REPLY = Message("user", "q"), Message("assistant", "a")
@@ -20,6 +22,18 @@ def assistant(*parts, **rest):
 
 
 # ---- OpenAI
+
+
+@pytest.fixture
+def several():
+    """All conversations of a row, and what was said of it."""
+
+    def several(row):
+        notes = []
+        convert = converter(DataSource(path="rows.jsonl"), warn=lambda note, place: notes.append(note))
+        return convert(Record(row, Place("rows.jsonl", 7))), notes
+
+    return several
 
 
 def test_a_whole_openai_row(convert):
@@ -53,7 +67,7 @@ def test_a_whole_openai_row(convert):
     assert convert({"messages": [U, A], "functions": json.dumps(bare), "tools": None}).tools == tuple(bare)
 
 
-@pytest.mark.parametrize("arguments", ['{"a": 1,  "b": [null]}', {"a": 1, "b": [None]}, "not json", ""])
+@pytest.mark.parametrize("arguments", ['{"a": 1,  "b": [null]}', {"a": 1, "b": [None]}, "{}", {}])
 def test_arguments_stay_as_they_are(convert, arguments):
     found = convert([U, {"role": "assistant", "content": "", "tool_calls": [call("f", arguments)]}])
     assert found.messages[1].tool_calls == (call("f", arguments),)
@@ -62,10 +76,16 @@ def test_arguments_stay_as_they_are(convert, arguments):
 def test_a_refusal_is_a_reply(convert):
     for reply in (
         {"role": "assistant", "content": None, "refusal": "a"},
+        {"role": "assistant", "content": "", "refusal": "a"},
+        {"role": "assistant", "content": "a", "refusal": "a"},
+        {"role": "assistant", "content": "a", "refusal": ""},
         assistant({"type": "refusal", "refusal": "a"}),
         assistant({"type": "output_text", "text": "a"}),
     ):
         assert convert([U, reply]).messages == (USER, REPLY)
+    with pytest.raises(DataError, match="two texts for one message") as caught:
+        convert([U, {**A, "refusal": "No."}])
+    assert caught.value.found == 'message 2: content: "a"; refusal: "No."'
 
 
 # ---- Anthropic
@@ -108,6 +128,22 @@ def test_a_whole_anthropic_row(convert):
     )
     function = {"name": "add", "description": "Adds.", "parameters": schema}
     assert found.tools == ({"type": "function", "function": function},)
+
+
+def test_a_result_that_failed_is_told():
+    use = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    failed = {"type": "tool_result", "tool_use_id": "t", "content": "no", "is_error": True}
+    talk = [U, assistant(use), {"role": "user", "content": [failed]}, A]
+    for row in ({"messages": talk}, {"prompt": talk[:3], "completion": talk[3:]}, {"chosen": talk}):
+        notes = []
+        convert = converter(DataSource(path="x"), warn=lambda note, place, notes=notes: notes.append(note))
+        convert(Record(row, Place("x", 1)))
+        assert notes == ["the mark `is_error` of a tool result is not used: the model sees its text alone"]
+        notes.clear()
+        failed["is_error"] = False
+        convert(Record(row, Place("x", 1)))
+        assert notes == []
+        failed["is_error"] = True
 
 
 def test_an_empty_result(convert):
@@ -206,3 +242,36 @@ def test_texts_in_turn(convert):
     ]  # fmt: skip
     with pytest.raises(DataError, match="the conversation ends with the user"):
         convert({"conversations": ["q", "a", "r"]})
+
+
+def test_a_thought_in_tags_and_apart(several):
+    def reply(content, **rest):
+        return [U, {"role": "assistant", "content": content, **rest}]
+
+    (made,), notes = several(reply("<think>\nr\n</think>\n\na", reasoning_content="r\n"))
+    assert made.messages[1] == Message("assistant", "a", "r\n")
+    assert notes == ["a thought stands in the tags of a reply and in its reasoning: it is trained once"]
+    parts = [{"type": "thinking", "thinking": "r"}, {"type": "text", "text": "<think>r</think>a"}]
+    assert several(reply(parts))[0][0].messages[1] == Message("assistant", "a", "r")
+    for row in (
+        reply("<think>r</think>a", reasoning_content="other"),
+        reply(parts, reasoning="other"),
+        reply([*parts[:1], {"type": "text", "text": "a"}], reasoning="other"),
+        reply([parts[0] | {"thinking": "other"}, parts[1]]),
+    ):
+        with pytest.raises(DataError, match="a message has two different thoughts") as caught:
+            several(row)
+        assert "other" in caught.value.found
+        assert caught.value.fix == "keep one of them"
+    assert several(reply("a</b>", reasoning="r")) == several(reply("a</b>", reasoning_content="r"))
+
+
+@pytest.mark.parametrize(("row", "told"), [
+    ([U, {"role": "assistant", "content": "<think>r"}], "never closed"),
+    ([U, {"role": "assistant", "content": "r</think>a"}], "never opened"),
+    ({"prompt": "q", "response": "r</think>a", "system": "s"}, "never opened"),
+    ({"conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]}, "the picture"),
+])  # fmt: skip
+def test_what_is_odd_in_a_row_is_told(several, row, told):
+    (note,) = several(row)[1]
+    assert told in note

@@ -47,6 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"{name} and more": BY_NAME[name] | OPTIONAL for name in ("messages", "sharegpt", "alpaca", "dolly")},
     "prompt_response and more": BY_NAME["prompt_response"] | OPTIONAL,
     "alpaca with a history": BY_NAME["alpaca"] | {"history": [["a", "b"]]},
+    "a system text in a turn": {"conversation": [{"system": "Be brief.", "input": "q", "output": "a"}]},
     "rich messages": RICH,
 }  # fmt: skip
 

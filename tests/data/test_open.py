@@ -256,3 +256,34 @@ def test_warnings_reach_the_ledger(write):
     assert [(text, str(tally)) for text, tally in ledger.warnings.items()] == [
         ("the table has no header: its columns are 0, 1, …", "a.tsv:1")
     ]
+
+
+ROW = '{"prompt": "a", "response": "b"}'
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.txt.gz"])
+@pytest.mark.parametrize("text", [f"{ROW}\n{ROW}\n", f"[{ROW},\n{ROW}]", f"[\n  {ROW}, {ROW}\n]\n", ROW])
+def test_rows_of_json_are_read_as_such_whatever_the_name(write, name, text):
+    path = write(name, text)
+    found = [record.value for record in read(DataSource(path=path.name), path.parent)]
+    assert found == [json.loads(ROW)] * text.count(ROW)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1] Once upon a time.\n", "{sic} it was\n", '{"prompt"\nand so on\n', "[]\n"]
+)
+def test_a_text_that_begins_with_a_bracket_is_a_text(write, text):
+    path = write("a.txt", text)
+    (record,) = read(DataSource(path=path.name), path.parent)
+    assert record.value == {"text": text}
+
+
+def test_a_text_that_looks_like_a_table_is_told(write):
+    ledger = Ledger()
+    path = write("a.txt", "prompt\tresponse\na\tb\nc\td\n")
+    assert len(list(read(DataSource(path=path.name), path.parent, ledger=ledger))) == 1
+    assert [said for said in ledger.warnings if "name it .tsv" in said]
+    ledger = Ledger()
+    path = write("b.txt", "Once, it was.\nThen, it went.\n")
+    list(read(DataSource(path=path.name), path.parent, ledger=ledger))
+    assert not ledger.warnings

@@ -143,3 +143,28 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch):
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
     assert peaks[1] < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [(' "hello"\n', '"hello", a text'), ("42", "42, a number"), ("null", "null, null")]
+)
+def test_a_file_of_one_value_holds_no_row(text, shown):
+    with pytest.raises(DataError) as raised:
+        records(text)
+    error = raised.value
+    assert (error.what, error.where, error.found) == ("the file holds no row", "a.json:1", shown)
+    assert error.fix == "write it as a text of such a row"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("prompt,response\na,b\n", "name it .csv"),
+        ("// rows\n[]", "remove the comment"),
+        ("\0[]", "put a JSON value here"),
+    ],
+)
+def test_a_file_that_is_no_json_has_a_remedy_of_its_own(text, fix):
+    with pytest.raises(DataError, match="not valid JSON") as raised:
+        records(text)
+    assert fix in raised.value.fix

@@ -94,3 +94,17 @@ def test_offsets_count_the_bytes_of_all_lines_before(write):
     path = write("a.jsonl", first + b'{"a": "\xff"}\n')
     *_, last = read(DataSource(path="a.jsonl"), path.parent)
     assert f"byte offset {len(first) + 7} " in last.value.error.found
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("prompt,response", "name it .csv"),
+        ("Once upon a time", "name it .txt"),
+        ('\ufeff{"a": 1}', "perl -pe 's/^\\xEF\\xBB\\xBF//' OLD > NEW"),
+        ("True", "write true"),
+        ('{"a": b}', "put a JSON value here"),
+    ],
+)
+def test_what_is_no_json_at_all_has_a_remedy_of_its_own(fault, text, fix):
+    assert fix in fault(text).fix

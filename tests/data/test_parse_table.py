@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from imprint.data.formats import converter
 from imprint.data.ledger import Ledger
-from imprint.data.parse_table import Table, csv_rows, dialect
+from imprint.data.parse_table import Table, csv_rows, dialect, looks_like_table
 from imprint.data.readers import read
 from imprint.data.text import Broken
 from imprint.errors import DataError
@@ -166,14 +167,62 @@ def test_other_columns_without_a_header_have_no_names(write, name, cells, source
 
 
 def test_the_remedy_for_columns_without_names_works(write, convert):
+    row = dict(zip("012", COT[1], strict=True))
     with pytest.raises(DataError, match="the columns have no names") as caught:
-        convert(dict(zip("012", COT[1], strict=True)))
+        convert(row)
     pair, cot = caught.value.fix.splitlines()
-    for said in (pair, cot):
-        named = dict(re.findall(r"data\.0\.fields\.(\w+)=(\d)", said))
-        made = convert(dict(zip("012", COT[1], strict=True)), fields=named)
-        assert made.messages[0].content == "And 7?"
+    made = convert(row, fields=dict(re.findall(r"data\.0\.fields\.(\w+)=(\d)", pair)))
+    assert made.messages[0].content == "And 7?"
+    path = write("a.tsv", "".join("\t".join(row) + "\n" for row in COT))
+    source = DataSource(path=str(path), format=cot.rpartition("data.0.format=")[2])
+    (made,) = converter(source)(list(read(source))[1])
     assert made.messages[1].content == "It says so. The answer is 7."
+
+
+@pytest.mark.parametrize("by", [",", "\t"])
+def test_a_header_of_unknown_names_may_be_a_row(write, by):
+    name = "a.tsv" if by == "\t" else "a.csv"
+    path = write(name, f"hello{by}bonjour\ncat{by}chat\n")
+
+    def told(**source):
+        ledger = Ledger()
+        found = [r.value for r in read(DataSource(path=name, **source), path.parent, ledger=ledger)]
+        return found, list(ledger.warnings)
+
+    found, (said,) = told()
+    assert found == [{"hello": "cat", "bonjour": "chat"}]
+    assert "header, of unknown names (hello, bonjour)" in said
+    fields = dict(re.findall(r"fields\.(\w+)=(\w+)", said))
+    found, (said,) = told(fields=fields)
+    assert found == [{"0": "hello", "1": "bonjour"}, {"0": "cat", "1": "chat"}]
+    assert said.startswith("the table has no header")
+    assert told(fields={"prompt": "hello", "response": "bonjour"}) == (
+        [{"hello": "cat", "bonjour": "chat"}],
+        [],
+    )
+
+
+def test_a_table_by_bars(rows):
+    found = rows("prompt|response\nWhat, now?|Yes; all.\n")
+    assert [row for row, _ in found] == [{"prompt": "What, now?", "response": "Yes; all."}]
+    assert [row for row, _ in rows("prompt,a|b\n1,2\n")] == [{"prompt": "1", "a|b": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "by"),
+    [
+        ("prompt,response\na,b\n", ","),
+        ("sep=;\na;b\nc;d\n", ";"),
+        ("Is it?\tno\tSo.\nOr?\tyes\tWell.\n", "\t"),
+        ("a|b\n1|2\n", "|"),
+        ('a,b\n"x, y",2\n' * 9 + "3\n", ","),
+        ("Once, there was.\nAnd then, so, it was.\nThe end.\n", ""),
+        ("a single line, and no more\n", ""),
+        ("a\nb\nc\n", ""),
+    ],
+)
+def test_whether_a_text_is_a_table(text, by):
+    assert looks_like_table(text.encode()) == by
 
 
 def test_a_quote_that_is_never_closed_does_not_swallow_the_file(rows, monkeypatch):
@@ -225,3 +274,31 @@ def test_real_table_with_quoted_quotes(sft):
         own = list(csv.reader(file))
     assert [list(record.value.values()) for record in read(DataSource(path=str(path)))] == own
     assert len(own) == 152
+
+
+def test_a_header_that_ends_in_separators_cuts_no_reply(rows):
+    found = rows("prompt,response,,\nName two,red, blue\na,b,,\nc,d\ne,f, ,\ng\nh,i,,j\nprompt,response,,\n")
+    errors = {line: value.error for value, line in found if isinstance(value, Broken)}
+    assert {line: value for value, line in found if line not in errors} == {
+        3: {"prompt": "a", "response": "b"},
+        4: {"prompt": "c", "response": "d"},
+        5: {"prompt": "e", "response": "f"},
+    }
+    assert {line: error.what for line, error in errors.items()} == {
+        2: "the row has the wrong number of columns",
+        6: "the row has the wrong number of columns",
+        7: "a cell stands under no name",
+        8: "the header stands again",
+    }
+    assert errors[7].found == "'j'"
+    (cut,) = rows("prompt,response,\nName two,red, blue\n", name="b.csv")
+    assert cut[0].error.what == "a cell stands under no name"
+    assert cut[0].error.found == "' blue'"
+    assert "put it in double quotes; else name the column" in cut[0].error.fix
+
+
+def test_rows_of_too_many_and_too_few_cells_have_each_its_remedy(rows):
+    many, few = (value.error for value, _ in rows("a,b\n1,2,3\n4\n"))
+    assert (many.found, few.found) == ("3 cells: '1', '2', '3'", "1 cell: '4'")
+    assert many.fix == "put a cell that holds the separator in double quotes"
+    assert "if cells are missing, add them" in few.fix

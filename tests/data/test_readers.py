@@ -106,7 +106,7 @@ def test_a_broken_line_is_a_bad_row_and_the_next_is_read(write, records, bad, wh
         ('[{"a": 1},\n]', "a.json:1:10", "remove the comma"),
         ('[\n{"a": 1}]\n]', "a.json:3:1", "nothing after"),
         ('[{"a": 1}', "a.json:1:10", "at the end"),
-        ("hello", "a.json:1:1", "JSON value"),
+        ("hello", "a.json:1:1", "name it .txt"),
         ("[1,\n" + "[" * 100_000, "a.json:2", "deeply"),
         ('{"a": [], "b": []}', "a.json", "lists: a, b"),
         ('{"a": {"b": []}}', "a.json", "lists: none"),
@@ -147,10 +147,11 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_offset(write, records, mark):
     offset = data.index(0xE9)
     found = records(write("a.jsonl", data))
     assert found[2].value == {"a": 3}
+    table = mark + "prompt\na caf\xe9\n".encode("latin-1")
     with pytest.raises(DataError) as caught:
-        records(write("a.csv", data))
-    for error in (found[1].value.error, caught.value):
-        assert f"0xE9 at byte offset {offset}" in error.found
+        records(write("a.csv", table))
+    for error, at in ((found[1].value.error, offset), (caught.value, table.index(0xE9))):
+        assert f"0xE9 at byte offset {at}" in error.found
         assert error.where.endswith(":2")
 
 
@@ -312,7 +313,8 @@ for path in ("nobody-here/no-such-data", "no-such-data"):
     told = python(program, tmp_path)
     assert told.count("the hub dataset cannot be loaded") == 2
     assert "nobody-here/no-such-data: " in told
-    assert "give a file" in told
+    assert "hf download --repo-type dataset nobody-here/no-such-data --local-dir no-such-data" in told
+    assert "give a file that is here" in told
 
 
 def test_a_hub_dataset_is_read_from_the_local_cache(tmp_path):
@@ -343,7 +345,8 @@ assert "torch" not in sys.modules
     assert values == rows
     assert places == ["owner/tiny:row 1", "owner/tiny:row 2", "owner/tiny:row 3"]
     assert "trian" in told
-    assert "check id, config and split" in told
+    assert "check id, config, split and revision" in told
+    assert "hf download" not in told
     assert json.loads(python(program, tmp_path))[2] == first
     assert len(first) == 64
 
@@ -358,11 +361,39 @@ def test_fingerprint_is_of_bytes_and_of_what_changes_the_rows(write, tmp_path):
     assert first == of(write("a.jsonl", ROWS), split="other")  # no setting of a file
     others = [
         of(write("c.jsonl", ROWS[:1])),
-        of(write("a.txt", ROWS)),
         of(write("a.jsonl", ROWS), format="alpaca"),
         of(write("a.jsonl", ROWS), share=0.5),
         of(write("a.jsonl", ROWS), fields={"prompt": "a"}),
         of(write("a.jsonl", ROWS), fields={"prompt": "b"}),
     ]
-    assert len({first, *others}) == 7
-    assert first == of(write("a.json", ROWS))  # the same lines, whatever their name
+    assert len({first, *others}) == 6
+    for name in ("a.json", "a.txt", "a.csv"):
+        assert first == of(write(name, ROWS))  # the same lines, whatever their name
+    texts = {of(write(name, "prompt,response\na,b\n")) for name in ("b.txt", "b.csv", "b.tsv")}
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize(
+    ("others", "remedy"),
+    [
+        (["b.jsonl"], "name the others, '{root}/*.jsonl'"),
+        (["b.jsonl", "in/c.jsonl"], "name the others, '{root}/**/*.jsonl'"),
+        (["b.jsonl", "c.csv"], "move it elsewhere"),
+        (["b.json"], "move it elsewhere"),
+    ],
+)
+def test_a_stray_file_of_a_folder_is_named_with_the_way_to_leave_it_out(tmp_path, others, remedy):
+    folder = tmp_path / "d"
+    for name in ["meta.json", *others]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(
+            '[{"prompt": "a", "response": "b"}]' if name == "b.json" else '{"prompt": "a", "response": "b"}'
+        )
+    (folder / "meta.json").write_text('{"name": "x", "version": 1}')
+    with pytest.raises(DataError, match="does not hold exactly one list of rows") as raised:
+        list(read(DataSource(path=str(folder))))
+    assert raised.value.where == f"{folder}/meta.json"
+    assert raised.value.fix.endswith("\nor leave it out: " + remedy.format(root=folder))
+    with pytest.raises(DataError) as raised:
+        list(read(DataSource(path=str(folder / "meta.json"))))
+    assert "leave it out" not in raised.value.fix

@@ -74,7 +74,7 @@ def whole_files():
     return arrow | {
         "a.jsonl": lines,
         "plain": lines,
-        "a.txt": lines,
+        "a.txt": b"A text:\n" + lines,
         "a.json": json.dumps(ROWS, indent=1).encode(),
         "b.json": json.dumps({"version": 1, "data": ROWS}).encode(),
         "a.csv": comma,

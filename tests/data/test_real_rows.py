@@ -15,6 +15,7 @@ import pytest
 from imprint.data.conversation import Conversation
 from imprint.data.formats import converter
 from imprint.data.gather import read
+from imprint.data.replies import UNOPENED
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
@@ -108,11 +109,17 @@ CHATS = {  # conversations, replies that are trained, calls of tools
 }
 
 
+def has_stray_end(conversation):
+    said = [one.content for one in conversation.messages if one.role == "assistant"]
+    return any("</think>" in text and "<think>" not in text for text in said)
+
+
 @pytest.mark.parametrize("name", CHATS)
 def test_chats(name):
     rows = rows_of(name)
     found, refused, notes = take(name)
-    assert (len(found), refused, notes) == (len(rows), {}, {})
+    stray = sum(has_stray_end(one) for one in found)
+    assert (len(found), refused, notes) == (len(rows), {}, {UNOPENED: stray} if stray else {})
     calls = replies = 0
     for row, one in zip(rows, found, strict=True):
         given = row[CHATS[name]]

@@ -1,7 +1,7 @@
 import pytest
 
 from imprint.data.conversation import Conversation, Message, Place
-from imprint.data.replies import check, has_adjacent_replies, merge_replies
+from imprint.data.replies import PICTURE, UNCLOSED, UNOPENED, check, has_adjacent_replies, merge_replies
 from imprint.errors import DataError
 
 USER = Message("user", "q")
@@ -68,6 +68,39 @@ def test_a_reply_that_is_only_an_empty_thought_is_empty(content):
     check((USER, reply(f"{content}a")), Place("a", 1))
 
 
-@pytest.mark.parametrize("content", ["<b></b>", "<think>", "</think>", "<think>r</think>a"])
-def test_what_is_no_empty_thought_is_a_reply(content):
-    check((USER, reply(content)), Place("a", 1))
+@pytest.mark.parametrize(
+    ("content", "odd"),
+    [
+        ("<b></b>", []),
+        ("<think>r</think>a", []),
+        ("a <think>r</think>", []),  # as some models do between their calls
+        ("write <think> at the head", []),
+        ("<think>", [UNCLOSED]),
+        ("\n<thinking>r</think>", [UNCLOSED]),
+        ("</think>", [UNOPENED]),
+        ("r</thought>a", [UNOPENED]),
+        ("r</think>a<think>b</think>", [UNOPENED]),
+    ],
+)
+def test_what_is_no_empty_thought_is_a_reply_though_its_tags_may_be_odd(content, odd):
+    assert check((USER, reply(content)), Place("a", 1)) == odd
+    assert check((Message("user", content), reply("a")), Place("a", 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "odd"),
+    [
+        ("<image>\nwhat?", [PICTURE]),
+        ("what?\n<image> ", [PICTURE]),
+        ("Of <image> and <image>, which?", [PICTURE]),
+        ("<video>\nwhat?", [PICTURE]),
+        ("what is <audio>", [PICTURE]),
+        ("<image href='a.png'/>", []),
+        ("<image>a</image>", []),
+        ("In HTML:\n<video>\n<source src='a'>\n</video>", []),
+        ("why does <video> not play?", []),
+        ("what?", []),
+    ],
+)
+def test_a_mark_of_a_picture_in_a_prompt_is_odd(content, odd):
+    assert check((Message("user", content), reply("a")), Place("a", 1)) == odd

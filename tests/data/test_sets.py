@@ -40,6 +40,20 @@ def test_a_short_name_stands_for_the_hub_id_with_its_split_and_configuration():
     assert on_hub(other) is other
 
 
+@pytest.mark.parametrize("one", SETS, ids=lambda one: one.name)
+def test_every_short_name_is_a_hub_id_and_can_be_pinned(one, tmp_path):
+    found = on_hub(DataSource(path=one.name, revision="abc"))
+    assert (found.path, found.split, found.config) == (one.hub, one.split, one.config)
+    assert found.revision == "abc"
+    assert locate(DataSource(path=one.name), tmp_path) is None  # no file: it is looked for on the hub
+
+
+def test_what_is_not_sure_is_said_to_be():
+    for one in SETS:
+        if one.licence == "unsure":
+            assert "say" in one.catch, one.name
+
+
 def test_a_file_or_folder_of_that_name_goes_first(tmp_path):
     (tmp_path / "alpaca").write_text('{"prompt": "a", "response": "b"}\n')
     (tmp_path / "dolly").mkdir()

@@ -85,6 +85,19 @@ def test_bad_instances(several, instances):
     assert told in ("`instances` cannot be read", "the reply is empty")
 
 
+def test_a_bad_instance_of_several_is_named(several):
+    good = {"input": "x", "output": "a"}
+    for bad, found, fix in (
+        ({"input": "y", "output": ""}, "column output", "write the output or remove this instance"),
+        ({"input": "y", "output": 3}, "output: 3, a number", "write it in double quotes"),
+        ({"input": "y"}, '{"input": "y"}', "write them in this form or remove the row"),
+    ):
+        with pytest.raises(DataError) as caught:
+            several({"instruction": "q", "instances": [good, good, bad, good]})
+        assert caught.value.found.startswith(f"instance 3 of 4: {found}")
+        assert caught.value.fix == fix
+
+
 def test_flan_s_rationale_comes_before_its_answer(convert):
     expected = (
         Message("user", "Is it?\nOptions:\n- yes"),
@@ -107,7 +120,7 @@ def test_a_rendered_text_beside_an_alpaca_row_is_said_to_be_unused(several):
     row = {"instruction": "q", "input": "", "output": "a", "text": "### Instruction: q ### Response: a"}
     (made,), notes = several(row)
     assert made.messages == (USER, REPLY)
-    assert notes == ["the column `text` is not used: the reply is in `output`"]
+    assert notes == ["the column `text` is not used: it is no part of alpaca"]
 
 
 def test_a_stop_mark_is_taken_off_the_end_only(several):
@@ -122,6 +135,43 @@ def test_a_column_that_belongs_to_the_prompt_is_not_left_out_silently(several):
         "the column `choices` is not used: it is no part of question_answer"
     ]
     assert several({"question": "q", "answer": "a", "subject": "x"})[1] == []
+
+
+def test_the_text_of_an_instance_that_is_not_used_is_told(several):
+    instance = {"instruction_with_input": "q x", "input": "x", "constraints": "No y.", "output": "a"}
+    (made,), notes = several({"instruction": "q", "instances": [instance]})
+    assert made.messages == (Message("user", "q\n\nx"), REPLY)
+    assert notes == ["the key `constraints` of an instance is not used"]
+
+
+# ---- turns of {input, output}
+
+
+def test_the_system_text_of_the_first_turn(several):
+    first, later = {"system": "s", "input": "q", "output": "a"}, {"input": "q", "output": "a"}
+    for row in ([first, later], [first, {**later, "system": "s"}], [first, {**later, "system": ""}]):
+        (made,), notes = several({"conversation": row})
+        assert made.messages == (Message("system", "s"), USER, REPLY, USER, REPLY)
+        assert notes == []
+    assert several({"conversation": [later], "system": "s"})[0][0].messages[0] == Message("system", "s")
+    assert several({"conversation": [{**later, "need_eos_token": True, "context": ""}]})[0][0].messages == (
+        USER, REPLY
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"system": "t"}, "a turn has a system text of its own"),
+        ({"context": "c"}, "a turn has a key that is not read"),
+        ({"sytem": "s"}, "a turn has a key that is not read"),
+        ({"System": "s"}, "a turn has a key that is not read"),
+        ({"system": 3}, "a column is not a text"),
+    ],
+)
+def test_text_of_a_turn_that_would_be_lost(several, second, told):
+    turn = {"input": "q", "output": "a"}
+    assert reason(several, {"conversation": [{"system": "s", **turn}, {**turn, **second}]}) == told
 
 
 # ---- preferences
@@ -199,6 +249,36 @@ def test_tokenised_rows(several):
         assert several({"input_ids": [5, 6], column: [False, True]})[0][0].tokens.weights == (0.0, 1.0)
     both = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     assert several({**both, "input_ids": [1], "labels": [1]})[0][0].messages == (USER, REPLY)
+
+
+def test_padding_is_taken_away(several):
+    row = {
+        "input_ids": [0, 0, 5, 6, 0],
+        "labels": [-100, -100, -100, 6, -100],
+        "attention_mask": [0, 0, 1, 1, 0],
+    }
+    (made,), notes = several(row)
+    assert made.tokens == Tokens((5, 6), (0.0, 1.0))
+    assert notes == ["padding, which the attention_mask says is none of the row, is taken away"]
+    for mask in ([0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [1, 1], [0] * 5):
+        assert reason(several, row | {"attention_mask": mask}) == "the attention mask is not that of the ids"
+
+
+@pytest.mark.parametrize(
+    ("beside", "packed"),
+    [
+        ({"position_ids": [0, 1, 0]}, True), ({"position_ids": [0, 1, 2]}, False), ({"seq_lens": [2, 1]}, True),
+        ({"seq_lens": [3]}, False), ({"cu_seqlens": [0, 2, 3]}, True), ({"cu_seqlens": [0, 3]}, False),
+        ({"seq_lens": 3, "position_ids": None}, False),
+        ({"position_ids": [0, 0, 1], "attention_mask": [0, 1, 1]}, False),
+    ],
+)  # fmt: skip
+def test_several_examples_in_one_row_of_ids_would_see_each_other(several, beside, packed):
+    row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], **beside}
+    if packed:
+        assert reason(several, row) == "the row is several examples packed into one"
+    else:
+        assert sum(several(row)[0][0].tokens.weights) == 2
 
 
 @pytest.mark.parametrize(
@@ -319,17 +399,20 @@ def test_toolalpaca_s_exact_calls(several):
     rest = [
         [("dog", '{"id": 1}'), ("dog", '{"id": 2}')],  # does the second depend on the first?
         [("name", '{"to": ${name from dog}}')],
-        [("name", '{"to": "{name}"}')],
+        [("name", '{"to": "${name}"}')],
         [("cat", "{}")],
         [("dog", '{"idd": 1}')],
         [],
     ]
-    (first, second), notes = several(alpaca([("dog", '{"id": 1}')], *rest, [("name", '{"to": "Rex"}')]))
+    braces = [("name", '{"to": "{Rex} in braces"}')]  # a text like any other: a placeholder has a $ before it
+    exact = [[("dog", '{"id": 1}')], [("name", '{"to": "Rex"}')], braces]
+    (first, second, third), notes = several(alpaca(exact[0], *rest, *exact[1:]))
     assert first.messages == (
         Message("user", "q0"),
         Message("assistant", "", tool_calls=(call("dog", {"id": 1}),)),
     )
     assert second.messages[1].tool_calls == (call("name", {"to": "Rex"}),)
+    assert third.messages[1].tool_calls == (call("name", {"to": "{Rex} in braces"}),)
     assert len(notes) == len(rest)
     schema = {"type": "integer", "description": "Which."}
     parameters = {"type": "object", "properties": {"id": schema}, "required": ["id"]}
@@ -367,5 +450,8 @@ def test_tau_bench_ends_where_a_call_is_not_shown(several):
         "Hello!",
     ]
     assert several({"messages_display": "user: Hi\nassistant: Hello!"})[1] == []
+    assert (
+        reason(several, {"messages_display": [{"role": "user", "content": "Hi"}]}) == "a column is not a text"
+    )
     told = reason(several, {"messages_display": "user: Hi\nassistant: None\ntool: ok"})
     assert told == "the first reply is a tool call that the text does not show"

@@ -1,10 +1,12 @@
 """Columns whose names are nearly right: refused where that is sure, told where it is not."""
 
+import json
+
 import pytest
 
 from imprint.data.catalogue import BY_NAME
 from imprint.data.conversation import Place, Record
-from imprint.data.faults import slip
+from imprint.data.faults import alike, slip
 from imprint.data.formats import converter
 from imprint.data.slips import WORDS, holds, slips
 from imprint.errors import DataError
@@ -83,6 +85,39 @@ def test_words_of_their_own_are_told(told):
     ]
     assert told({"prompt": "q", "response": "a", "weight": 1, "weights": [1]}) == []
     assert all(word == word.lower() for word in WORDS)
+
+
+@pytest.mark.parametrize("column", ["tool", "Tool", "function"])
+def test_a_list_of_tools_under_a_misspelt_name_is_refused(convert, column):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for value in (tools, json.dumps(tools)):
+        with pytest.raises(DataError, match="its name is nearly that of one that would be") as caught:
+            convert({"messages": TALK, column: value})
+        like = caught.value.fix.split()[3].rstrip(",")
+        assert convert({"messages": TALK, like: value}).tools == tuple(tools)
+        assert convert({"messages": TALK, column: value}, fields={like: column}).tools == tuple(tools)
+
+
+@pytest.mark.parametrize(
+    ("word", "names", "name"),
+    [
+        ("respnse", ("response", "prompt"), "response"), ("mesages", ("messages",), "messages"),
+        ("instructor", ("instruction",), "instruction"), ("source", ("reward", "score"), None),
+        ("meta", ("data", "text"), None), ("content", ("conversation", "context"), "context"),
+        ("topic", ("tools", "prompt"), None), ("Answer", ("answer",), "answer"),
+    ],
+)  # fmt: skip
+def test_a_suggestion_shares_most_of_its_letters(word, names, name):
+    assert alike(word, names) == name
+
+
+def test_a_column_that_the_format_reads_is_not_suggested(convert):
+    with pytest.raises(DataError, match="not of the format question_answer") as caught:
+        convert({"question": "q", "questions": "a"}, format="question_answer")
+    assert caught.value.fix == "add the column answer"
+    with pytest.raises(DataError, match="not of the format input_output") as caught:
+        convert({"output": "a", "putput": "b"}, format="input_output")
+    assert caught.value.fix == "add the column input"
 
 
 def test_formats_that_make_their_own_tools_have_a_say():

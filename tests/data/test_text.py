@@ -1,18 +1,23 @@
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from imprint.data import text as texts
+from imprint.data.encodings import guesses, wide
 from imprint.data.readers import read
-from imprint.data.text import Broken, guess_encoding
+from imprint.data.text import Broken
 from imprint.errors import DataError
 from imprint.recipe import DataSource
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 # A sentence as each part of the world writes it, and what iconv calls the encoding that it is stored in.
 WORLD = [
     ("cp1252", "WINDOWS-1252", "Où était le café ? « Là-bas », répond-elle à l’élève."),
     ("latin-1", "WINDOWS-1252", "Die Größe der Übung überrascht: schöne Grüße aus Köln."),
-    ("gbk", "GBK", "你好,请问这个问题的答案是什么?我们可以一起来看一下,他说这是对的。"),
+    ("gbk", "GB18030", "你好,请问这个问题的答案是什么?我们可以一起来看一下,他说这是对的。"),
     ("big5", "BIG5", "你好,請問這個問題的答案是什麼?我們可以一起來看一下,他說這是對的。"),
     ("cp932", "SHIFT_JIS", "こんにちは、この質問の答えは何ですか。一緒に見てみましょう。"),
     ("euc_jp", "EUC-JP", "こんにちは、この質問の答えは何ですか。一緒に見てみましょう。"),
@@ -25,7 +30,9 @@ WORLD = [
 @pytest.mark.parametrize(("codec", "name", "text"), WORLD)
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
 def test_an_encoding_is_named_with_the_offset_and_the_remedy(write, codec, name, text, kind):
-    if kind == "csv":
+    if kind == "txt":
+        content = f"Once upon a time.\n{text}\n"
+    elif kind == "csv":
         content = f'prompt,response\nHi.,Hello.\nHi.,"{text}"\n'
     else:
         row = f'{{"prompt": "Hi.", "response": "{text}"}}'
@@ -71,10 +78,50 @@ def test_utf8_is_never_taken_for_something_else(write):
 
 
 def test_a_guess_of_nothing_in_particular():
-    assert guess_encoding(b"") == "WINDOWS-1252"
+    assert guesses(b"") == []
     rng = random.Random(0)
-    names = {guess_encoding(rng.randbytes(rng.randrange(1, 300))) for _ in range(300)}
-    assert names <= {name for _, name, _ in WORLD}
+    found = [guesses(rng.randbytes(rng.randrange(1, 300))) for _ in range(300)]
+    assert {name for names in found for name in names} <= {name for _, name, _ in WORLD} | {"WINDOWS-1250"}
+    assert found.count([]) > 200
+
+
+@pytest.mark.parametrize(("codec", "name", "text"), WORLD)
+def test_an_encoding_is_told_by_a_dozen_characters(codec, name, text):
+    for start in range(0, len(text) - 12, 6):
+        data = text[start : start + 12].encode(codec)
+        assert data.isascii() or guesses(data)[:1] in ([name], [])
+
+
+def test_chinese_of_real_rows_is_neither_korean_nor_cyrillic():
+    path = SHARED / "sft" / "alpaca_gpt4_zh_demo.json"
+    if not path.exists():
+        pytest.skip("the shared data is not here")
+    texts = [row["output"][:40] for row in json.loads(path.read_text(encoding="utf-8")) if row["output"]]
+    stored = [text.encode("gb18030") for text in texts if not text.isascii()]
+    names = [guesses(data) for data in stored]
+    assert sum(found == ["GB18030"] for found in names) >= 0.97 * len(names) > 900
+    wides = [wide(text.encode("utf-16-le")) for text in texts if len(text) >= 8]
+    assert wides.count("UTF-16LE") >= 0.97 * len(wides)
+    assert not any(map(wide, stored))
+
+
+def test_an_encoding_that_cannot_be_told_is_not_named(write):
+    path = write("a.txt", b"\xff\x81\x8d\x8f")
+    with pytest.raises(DataError) as caught:
+        list(read(DataSource(path=path.name), path.parent))
+    assert caught.value.found == "byte 0xFF at byte offset 0 (of which encoding it is, it does not show)"
+    assert "iconv" not in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_chinese_of_two_bytes_a_character_has_no_zeros(write, name):
+    text = (
+        "prompt,response\n" * (name == "a.csv")
+        + "你好,请问这个问题的答案是什么?我们可以一起来看一下,他说这是对的。" * 9
+    )
+    path = write(name, text.encode("utf-16-le"))
+    with pytest.raises(DataError, match="the file is UTF-16LE"):
+        list(read(DataSource(path=path.name), path.parent))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
@@ -107,7 +154,8 @@ def test_what_is_too_long_is_refused_with_its_place(write, monkeypatch, name):
     end = "\r" if name == "mac.jsonl" else "\n"
     long = "x" * 3000
     content = f'{{"a": "b"}}{end}{{"a": "{long}"}}{end}'
-    content = {"a.csv": f"a,b\n{long},2\n", "a.json": f'[{{"a": 1}},\n{{"a": "{long}"}}]'}.get(name, content)
+    others = {"a.txt": long, "a.csv": f"a,b\n{long},2\n", "a.json": f'[{{"a": 1}},\n{{"a": "{long}"}}]'}
+    content = others.get(name, content)
     if name == "a.json":
         monkeypatch.setattr("imprint.data.parse_document.CHUNK", 256)
     with pytest.raises(DataError, match="is too long to be read") as caught:

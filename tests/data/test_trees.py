@@ -6,12 +6,13 @@ import random
 
 import pytest
 
+from imprint.data.check import survey
 from imprint.data.conversation import Message, Place, Record
 from imprint.data.formats import converter
 from imprint.data.gather import fingerprint, read
 from imprint.data.ledger import Ledger
 from imprint.data.load import load
-from imprint.errors import DataError
+from imprint.errors import DataError, RecipeError
 from imprint.recipe import DataSource
 
 
@@ -56,6 +57,39 @@ def test_the_best_branches_alone():
     assert [said(one) for one in convert(TREE, branches="best")[0]] == ["u1 a1 u2 a4", "u1 (a1) u3 a5"]
     unranked = tree(node("u1", node("a1"), node("a2", rank=3), node("a3", rank=None)))
     assert [said(one) for one in convert(unranked, branches="best")[0]] == ["u1 a2"]
+
+
+def test_the_best_of_replies_without_a_rank_is_the_first_and_that_is_said():
+    unranked = tree(node("u1", node("a1", node("u2", node("a3"), node("a4"))), node("a2")))
+    found, notes = convert(unranked, branches="best")
+    assert [said(one) for one in found] == ["u1 a1 u2 a3"]
+    assert notes == ["of several replies without a rank, branches=best takes the first"]
+    below = tree(node("u1", node("a1", node("u2", node("a3"), node("a4")), rank=1), node("a2", rank=0)))
+    for row, best in ((unranked, "all"), (TREE, "best"), (below, "best")):  # that of `below` is not followed
+        assert convert(row, branches=best)[1] == []
+
+
+def test_the_best_branches_of_what_has_none_are_refused(write, tmp_path):
+    pairs = [{"prompt": "q", "response": "a"}, {"prompt": "r", "response": "b"}]
+    write("rows.jsonl", pairs)
+    with pytest.raises(RecipeError, match="branches=best has no effect") as caught:
+        loaded(tmp_path, branches="best")
+    assert (caught.value.found, caught.value.fix) == ("2 rows, of other formats", "remove branches=best")
+    for trees in ([TREE], FLAT):
+        write("rows.jsonl", [*pairs, *trees])
+        assert len(loaded(tmp_path, branches="best")[0]) == 4
+    write("rows.jsonl", [{"start" if key == "prompt" else key: value for key, value in TREE.items()}])
+    assert len(loaded(tmp_path, branches="best", fields={"prompt": "start"})[0]) == 2
+
+
+def test_a_removed_message_in_a_row_of_its_own_is_told_at_its_place(write, tmp_path):
+    root = node("u1", node("a1"), node("a2", deleted=True), node("a3", review_result=False))
+    write(
+        "rows.jsonl", [*flat(node("u8", node("a8")), message_tree_id="s"), *flat(root, message_tree_id="t")]
+    )
+    _, ledger = loaded(tmp_path)
+    (tally,) = ledger.warnings.values()
+    assert [place.line for place in tally.places] == [5, 6]
 
 
 def test_messages_that_were_removed_take_what_answers_them_along():
@@ -325,3 +359,20 @@ def test_a_folder_of_questions_and_answers(write, tmp_path):
     found, ledger = loaded(tmp_path, "all")
     assert (len(found), ledger.records.kept["used"], ledger.records.num_left) == (1, 2, 0)
     assert json.dumps(found[0].messages[1].tool_calls)
+
+
+@pytest.mark.parametrize("beside", ["BFCL_v4_simple_answers.jsonl", "possible_answer/BFCL_v4_simple.jsonl"])
+def test_answers_are_used_by_questions_alone(write, tmp_path, beside):
+    """Answers whose questions are not there are refused, and those that are used are not called messages of trees."""
+    (tmp_path / "all" / "possible_answer").mkdir(parents=True)
+    write(f"all/{beside}", [ANSWER])
+    write("all/other.jsonl", [{"prompt": "q", "response": "a"}])
+    found, ledger = loaded(tmp_path, "all")
+    assert (len(found), list(ledger.records.left)) == (1, ["the row is a ground truth without its question"])
+    write("all/BFCL_v4_simple.jsonl", [QUESTION])
+    found, ledger = loaded(tmp_path, "all")
+    assert (len(found), ledger.records.num_left) == (2, 0)
+    shapes = {shape.format: shape for shape in survey([DataSource(path=str(tmp_path / "all"))]).shapes}
+    assert shapes.keys() == {"answers of bfcl", "bfcl", "prompt_response"}
+    assert shapes["answers of bfcl"].evidence.reason == "the ground truth that the questions beside use"
+    assert shapes["answers of bfcl"].rows == shapes["bfcl"].rows == 1

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from imprint.data import shapes, shapes_api, shapes_text, shapes_tools, shapes_tree
+from imprint.data import shapes, shapes_api, shapes_chosen, shapes_text, shapes_tools, shapes_tree
 from imprint.data.shapes import Read, Row
 
 CHAT, PAIR, ALONE = 0, 1, 2  # a list of messages goes before a pair of texts, and that before a text alone
@@ -55,7 +55,8 @@ def _chat(column: str, becomes: str, example: Any, *, named: str = "", sure: boo
 def _pair(prompt: str, reply: str) -> Format:
     becomes = f"{prompt} is the prompt, {reply} the reply; each a text or a list of messages"
     example = {prompt: _ASK, reply: _SAY}
-    return Format(f"{prompt}_{reply}", (prompt, reply), shapes.pair(prompt, reply), becomes, example)
+    read = shapes.pair(prompt, reply)
+    return Format(f"{prompt}_{reply}", (prompt, reply), read, becomes, example, uses=("history",))
 
 
 _PREFERENCE = {"prompt": _ASK, "chosen": _SAY, "rejected": "Lyon."}
@@ -76,11 +77,12 @@ FORMATS = (
           sure=True),
     _chat("conversations", "its messages, {from, value} or {role, content}, or texts in turn", _SHAREGPT,
           named="sharegpt", sure=True),
-    _chat("conversation", "as sharegpt, or a list of {input, output}", [{"input": _ASK, "output": _SAY}]),
+    _chat("conversation", "as sharegpt, or a list of {input, output}, the first perhaps with a system text (XTuner)",
+          [{"input": _ASK, "output": _SAY}]),
     _chat("dialog", "as sharegpt", _TALK),
     _chat("dialogue", "as sharegpt", _TALK),
     _chat("chat", "as sharegpt", _TALK),
-    _chat("items", "as sharegpt", _SHAREGPT),
+    _chat("items", "its messages, as sharegpt has them; texts in turn are none", _SHAREGPT),
     _chat("data", "texts in turn, the user's first (UltraChat)", [_ASK, _SAY]),
     Format("oasst", ("message_tree_id", "prompt"), shapes_tree.trees,
            "a tree: each reply that was not deleted, once, in its own context", _TREE, CHAT, shapes_tree.is_tree),
@@ -93,7 +95,16 @@ FORMATS = (
     Format("dolly", ("instruction", "response"), shapes.dolly,
            "instruction, blank line, context: the prompt (an empty or missing context is left away)",
            {"instruction": "Who wrote it?", "context": "Emma is by Jane Austen.", "response": "Jane Austen."},
-           uses=("context",)),
+           uses=("context", "history")),
+    *(Format(f"instruction_input_{reply}", ("instruction", "input", reply), shapes.instruction(reply),
+             f"as alpaca, with {reply} as the reply",
+             {"instruction": "Name the capital.", "input": "France", reply: _SAY},
+             fits=shapes.without_output, uses=("history",))
+      for reply in ("response", "answer", "completion", "target")),
+    *(Format(f"instruction_{reply}", ("instruction", reply), shapes.instruction(reply),
+             f"instruction is the prompt, {reply} the reply", {"instruction": _ASK, reply: _SAY},
+             fits=shapes.without_output, uses=("history",))
+      for reply in ("answer", "completion", "target")),
     Format("self_instruct", ("instruction", "instances"), shapes.seeds,
            "each instance is a conversation: instruction, blank line, its input; they stay on one side of the split",
            {"instruction": "Name the capital.", "instances": [{"input": "France", "output": _SAY}]}),
@@ -111,9 +122,19 @@ FORMATS = (
            "the texts, as P3 and T0 hold them beside their ids",
            {"inputs_pretokenized": _ASK, "targets_pretokenized": _SAY}),
     # of a preference, the chosen side
-    Format("chosen", ("chosen",), shapes.chosen,
+    *(Format(name, (column, "chosen"), shapes_chosen.answered(column),
+             f"{column} is the prompt, chosen the reply, as one message", {column: talk[:1], "chosen": talk[1]},
+             CHAT, shapes_chosen.is_answered, uses=("rejected",))
+      for name, column, talk in (
+          ("messages_chosen", "messages", _TALK), ("sharegpt_chosen", "conversations", _SHAREGPT))),
+    Format("preferred_output", ("input", "preferred_output"), shapes_chosen.preferred,
+           "the messages of input are the prompt, preferred_output the reply (OpenAI)",
+           {"input": {"messages": _TALK[:1]}, "preferred_output": _TALK[1:], "non_preferred_output": _TALK[1:]},
+           fits=shapes_chosen.is_preferred, uses=("non_preferred_output",)),
+    Format("chosen", ("chosen",), shapes_chosen.chosen,
            "chosen is trained, rejected is not: a list of messages, a text with Human: and Assistant:, or the reply"
-           " to a prompt", _PREFERENCE, uses=("rejected", *shapes.PROMPTS)),
+           " to a prompt; the prompt may be an instruction and its input", _PREFERENCE,
+           uses=("rejected", *shapes.PROMPTS, "history")),
     # calls of tools
     Format("bfcl", ("question", "function"), shapes_tools.bfcl,
            "the calls of the ground truth, which may lie in NAME_answers or possible_answer/NAME beside NAME: of each"

@@ -6,24 +6,25 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imprint.data.catalogue import BY_NAME
-from imprint.data.conversation import Conversation, Message, Place, Record
+from imprint.data.conversation import Conversation, Place, Record
 from imprint.data.formats import Evidence, converter, explain
 from imprint.data.gather import read
 from imprint.data.ledger import Ledger, Tally
 from imprint.data.load import settle
-from imprint.data.recognise import recognise
+from imprint.data.locate import STDIN
 from imprint.data.repeats import Repeated, Seen
-from imprint.data.shapes import Row
-from imprint.data.shapes_tree import Member, Tree
+from imprint.data.shapes_tree import ANSWERS, Member, Tree
 from imprint.data.signs import ALL_CUT, signs
+from imprint.data.unused import Unused, as_read, format_of
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
 SAME_LENGTH = 0.005  # share of the replies that, all as long as the longest, are taken for cut
 LONG = 200  # characters, below which equal lengths say nothing
+REMEDIES = 5  # of one reason that are told apart
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Shape:
     format: str
     evidence: Evidence | None  # of its first row
     rows: int = 0
+    unused: Unused = field(default_factory=Unused)
     roles: Counter[str] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)  # messages of a conversation
     lengths: Counter[int] = field(default_factory=Counter)  # characters of a conversation
@@ -44,6 +46,7 @@ class Shape:
     reasoning: int = 0  # replies that have it
     thinking: int = 0  # conversations that have any
     untrained: int = 0  # replies of weight 0
+    opening: int = 0  # replies that open a conversation and answer nothing
     documents: int = 0
     tokenised: int = 0
     cut: tuple[int, Tally] = field(
@@ -60,10 +63,22 @@ class Shape:
 
 
 class Bad(NamedTuple):
-    """A reason why rows are refused: how many, where, and the first error in full."""
+    """Rows that are refused: how many, where, and the first error in full."""
 
     tally: Tally
     first: DataError
+
+
+class Refused(NamedTuple):
+    """A reason why rows are refused: all of them, and apart those with a remedy of their own, the first few."""
+
+    all: Bad
+    by_fix: dict[str, Bad]
+
+    @property
+    def num_untold(self) -> int:
+        """Rows with remedies beyond the first few."""
+        return self.all.tally.count - sum(bad.tally.count for bad in self.by_fix.values())
 
 
 @dataclass
@@ -72,7 +87,7 @@ class Survey:
 
     ledger: Ledger
     shapes: list[Shape] = field(default_factory=list)
-    bad: dict[str, Bad] = field(default_factory=dict)
+    bad: dict[str, Refused] = field(default_factory=dict)
     signs: dict[str, Tally] = field(default_factory=dict)
     copies: Repeated = field(default_factory=Repeated)  # conversations that repeat another whole
     answers: Repeated = field(default_factory=Repeated)  # other replies to a prompt that occurred before
@@ -115,15 +130,22 @@ def survey(
                 _refuse(made, record.place, error)
                 continue
             made.ledger.use(record.place)
-            name = _format_of(record, source, key)
+            format, row = format_of(record, source, key)
+            name = format.name if format else "messages"
+            name = record.value.of if isinstance(record.value, Member) else name
             shape = shapes.get((number, name))
             if shape is None:
-                shape = Shape(source.path, name, _evidence(record, source, key))
+                shape = Shape(
+                    "standard input" if source.path == STDIN else source.path,
+                    name,
+                    _evidence(record, source, key),
+                )
                 shapes[number, name] = shape
                 made.examples += conversations[:1]
             elif len(spare) < 2:
                 spare += conversations[:1]
             shape.rows += 1
+            shape.unused.add(format, row)
             for conversation in conversations:
                 made.ledger.conversation(record.place)
                 settled = settle(conversation, consecutive_replies)
@@ -145,48 +167,23 @@ def survey(
 
 def _refuse(made: Survey, place: Place, error: DataError) -> None:
     made.ledger.refuse(place, error.what)
-    bad = made.bad.setdefault(error.what, Bad(Tally(), error))
-    bad.tally.add(place)
-
-
-def _format_of(record: Record, source: DataSource, key: str) -> str:
-    row = record.value
-    if isinstance(row, (Tree, Member)):
-        return "oasst_messages"
-    if source.format != "auto":
-        return source.format
-    if not isinstance(row, dict):
-        return "messages"
-    return recognise(
-        _as_read(row, source, record.place, key), frozenset(source.fields), record.place, key
-    ).name
-
-
-def _as_read(row: Row, source: DataSource, place: Place, key: str) -> Row:
-    """A row that was read, with the names and columns by which its format was recognised."""
-    if source.fields:
-        taken = set(source.fields.values())
-        kept = {column: value for column, value in row.items() if column not in taken}
-        return kept | {part: row[column] for part, column in source.fields.items()}
-    filled = {column: value for column, value in row.items() if value is not None and value != ""}
-    if len(filled) == len(row):
-        return row
-    try:  # as the formats do: with its empty columns, or where that fails, without
-        recognise(row, frozenset(), place, key).read(row, place)
-    except DataError:
-        return filled
-    return row
+    refused = made.bad.setdefault(error.what, Refused(Bad(Tally(), error), {}))
+    refused.all.tally.add(place)
+    if error.fix in refused.by_fix or len(refused.by_fix) < REMEDIES:
+        refused.by_fix.setdefault(error.fix, Bad(Tally(), error)).tally.add(place)
 
 
 def _evidence(record: Record, source: DataSource, key: str) -> Evidence | None:
     """Why the row is of its format; None where nothing was recognised, because it was said."""
     row, place = record.value, record.place
+    if isinstance(row, Member) and row.of == ANSWERS:
+        return Evidence(row.of, "the ground truth that the questions beside use", (), (), (), ())
     if isinstance(row, (Tree, Member)):
         used = BY_NAME["oasst_messages"]
         return Evidence(used.name, "its columns", used.columns, (), (), ())
     if source.format != "auto":
         return None
-    given = _as_read(row, source, place, key) if isinstance(row, dict) else row
+    given = as_read(row, source, place, key) if isinstance(row, dict) else row
     return explain(given, place, frozenset(source.fields), key)
 
 
@@ -201,10 +198,13 @@ def _count(shape: Shape, conversation: Conversation) -> None:
     shape.documents += conversation.tokens is None and not conversation.is_chat
     shape.with_tools += bool(conversation.tools)
     shape.thinking += any(message.role == "assistant" and message.thought[0] for message in messages)
+    answers = False
     for message in messages:
         shape.roles[message.role] += 1
         if message.role != "assistant":
+            answers |= message.role != "system"
             continue
+        shape.opening += not answers and message.weight != 0
         shape.replies += 1
         shape.calls += len(message.tool_calls)
         shape.reasoning += message.thought[0] is not None
@@ -247,72 +247,3 @@ def middle(counts: Counter[int]) -> tuple[int, int, int]:
         if 2 * half >= total:
             return min(counts), value, max(counts)
     return 0, 0, 0
-
-
-def to_json(found: Survey) -> dict[str, Any]:
-    """The survey as values that JSON can hold."""
-    return {
-        "records": found.ledger.records.total,
-        "refused": found.refused,
-        "conversations": found.ledger.conversations.total,
-        "left_out": found.ledger.conversations.num_left,
-        "sources": [_shape_to_json(shape) for shape in found.shapes],
-        "bad_rows": [
-            {
-                "reason": reason,
-                "count": bad.tally.count,
-                "places": list(map(str, bad.tally.places)),
-                "fix": bad.first.fix,
-            }
-            for reason, bad in found.bad.items()
-        ],
-        "warnings": _tallies(found.ledger.warnings | found.signs),
-        "left_out_conversations": _tallies(found.ledger.conversations.left),
-        "notes": found.ledger.notes,
-        "repeated_conversations": _repeated_to_json(found.copies),
-        "repeated_prompts": _repeated_to_json(found.answers),
-        "examples": [
-            {"place": str(one.source), "messages": [_message_to_json(message) for message in one.messages]}
-            for one in found.examples
-        ],
-    }
-
-
-def _tallies(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
-    return [_tally(reason, tally) for reason, tally in tallies.items()]
-
-
-def _tally(reason: str, tally: Tally) -> dict[str, Any]:
-    return {"reason": reason, "count": tally.count, "places": list(map(str, tally.places))}
-
-
-def _repeated_to_json(found: Repeated) -> dict[str, Any]:
-    return {"count": found.number, "places": [list(map(str, pair)) for pair in found.pairs]}
-
-
-def _message_to_json(message: Message) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        made["reasoning"] = message.reasoning
-    return made | ({"tool_calls": message.tool_calls} if message.tool_calls else {})
-
-
-_COUNTS = (
-    "rows", "conversations", "replies", "with_tools", "calls", "reasoning", "untrained", "documents", "tokenised",
-    "characters",
-)  # fmt: skip
-
-
-def _shape_to_json(shape: Shape) -> dict[str, Any]:
-    evidence = shape.evidence._asdict() if shape.evidence else {}
-    evidence.pop("format", None)
-    return {
-        "source": shape.source,
-        "format": shape.format,
-        "recognised_by": evidence or None,
-        **{name: getattr(shape, name) for name in _COUNTS},
-        "roles": dict(shape.roles),
-        "messages": dict(zip(("min", "median", "max"), middle(shape.sizes), strict=True)),
-        "characters_each": dict(zip(("min", "median", "max"), middle(shape.lengths), strict=True)),
-        "longest": str(shape.longest[1]) if shape.longest else None,
-    }

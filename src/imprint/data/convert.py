@@ -14,6 +14,7 @@ from imprint.data.ledger import Ledger, Level, Tally
 from imprint.data.load import stopped
 from imprint.data.rows import difference, row_writer
 from imprint.data.spool import Scratch
+from imprint.data.unused import Unused, format_of
 from imprint.data.write import STDOUT, TABLES, aside, kind_of, line, print_rows, refuse_existing, write_rows
 from imprint.errors import DataError
 from imprint.recipe import DataSource
@@ -44,10 +45,13 @@ def convert(
     ledger.conversations = Level(kept={"written": 0})
     scratch = Scratch()
     rows = scratch.path / "rows.jsonl"
-    first, bad = _write_all(sources, rows, write, ledger, seed)
+    unused = Unused()
+    first, bad = _write_all(sources, rows, write, ledger, seed, unused)
     if bad_rows == "stop" and first is not None:
         raise stopped(first, bad)
     ledger.check()
+    if words := unused.words():
+        ledger.note(f"not used: {words}")
     if not ledger.conversations.kept["written"]:
         raise DataError(
             "no conversation is left to write",
@@ -72,6 +76,7 @@ def _write_all(
     write: Callable[[Conversation], dict[str, Any]],
     ledger: Ledger,
     seed: int,
+    unused: Unused,
 ) -> tuple[DataError | None, dict[str, Tally]]:
     """All rows as JSON lines; the first error, and the others by reason."""
     first: DataError | None = None
@@ -86,7 +91,8 @@ def _write_all(
 
     with rows.open("w", encoding="utf-8", newline="\n") as file:
         for number, source in enumerate(sources):
-            reading = converter(source, f"data.{number}", ledger.warn)
+            key = f"data.{number}"
+            reading = converter(source, key, ledger.warn)
             for record in read(source, seed=seed, ledger=ledger):
                 ledger.read(record.place)
                 try:
@@ -96,6 +102,7 @@ def _write_all(
                     note(error, record.place)
                     continue
                 ledger.use(record.place)
+                unused.add(*format_of(record, source, key))
                 for conversation in conversations:
                     ledger.conversation(record.place)
                     try:

@@ -6,13 +6,16 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import Any
 
 from imprint.data.conversation import Place
-from imprint.errors import DataError
+from imprint.data.unique import UNIQUE, Twice
+from imprint.errors import DataError, nearest
 
 _LONGEST = 1000  # characters of one part of a message: some of it comes from the data
 _MOST_NAMES = 30
+_PYTHON = re.compile(r"\s*[\[({]+\s*'")  # the repr of a list or a dict
 _MARKS = re.compile(r"[\W_]+")
 
 
@@ -52,16 +55,44 @@ def show_type(value: Any) -> str:
     return f"{show(value)}, {names.get(type(value), 'null' if value is None else type(value).__name__)}"
 
 
+def as_text(value: Any, otherwise: str = "write it in double quotes") -> str:
+    """How to mend a value that should be a text."""
+    if isinstance(value, float) and math.isnan(value):
+        return "write the text; if the cell is empty, as NaN says, remove the row"
+    if isinstance(value, (bytes, bytearray)):
+        return 'store it as a text: value.decode("utf-8")'
+    return otherwise
+
+
 def from_json(value: Any, what: str, place: Place) -> Any:
     """The value that a text holds as JSON; anything but a text is returned as it is."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return UNIQUE.decode(value)
+    except Twice as error:
         raise bad_row(
-            f"{what} is a text but not JSON", place, f"{error}: {show(value)}", "JSON", "mend the text"
+            "a key stands twice in one object",
+            place,
+            f"two keys {show(str(error))} in {what}: {show(value)}",
+            "each key once",
+            "remove or rename one of them",
         ) from error
+    except (ValueError, RecursionError) as error:
+        fix = "mend the text"
+        if _PYTHON.match(value):
+            fix = "it is Python's own notation, in single quotes: write the column with json.dumps(value)"
+        raise bad_row(
+            f"{what} is a text but not JSON", place, f"{error}: {show(value)}", "JSON", fix
+        ) from error
+
+
+def alike(word: str, names: Iterable[str]) -> str | None:
+    """The nearest of the names, if it shares three of four letters with the word, in their order."""
+    found = nearest(word, names)
+    if found is None or SequenceMatcher(None, word.lower(), found.lower()).ratio() < 0.75:
+        return None
+    return found
 
 
 def number(value: Any, key: str, place: Place) -> float:

@@ -7,36 +7,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from imprint.data.catalogue import BY_NAME, CHAT, COLUMNS, FORMATS, OPTIONAL, PARTS, Format
+from imprint.data.aside import account, labels, missed, refuse_unwanted, set_aside
+from imprint.data.catalogue import BY_NAME, COLUMNS, FORMATS, OPTIONAL, PARTS, Format
 from imprint.data.conversation import TEXT, Conversation, Message, Place, Record
-from imprint.data.faults import bad_row, cut, listed, show
-from imprint.data.faults import number as parse_number
-from imprint.data.recognise import (
-    BESIDE,
-    Evidence,
-    certain,
-    explain,
-    is_row,
-    not_a_row,
-    recognise,
-)
+from imprint.data.faults import alike, bad_row, cut, listed, show
+from imprint.data.finish import Warn, finish, name_of
+from imprint.data.recognise import Evidence, certain, explain, is_row, not_a_row, recognise
 from imprint.data.replies import check, merge_replies
 from imprint.data.shapes import Draft, Row
-from imprint.data.shapes_tools import schemas
 from imprint.data.shapes_tree import Member, Tree, trees
-from imprint.data.slips import holds, slips
+from imprint.data.slips import is_meant, slips
 from imprint.data.text import Broken
+from imprint.data.vocabulary import MEDIA, holds
 from imprint.errors import DataError, RecipeError, nearest
 from imprint.recipe import DataSource
 
 __all__ = [
     "COLUMNS", "FORMATS", "OPTIONAL", "Draft", "Evidence", "Format", "converter", "explain", "is_row", "merge_replies"
 ]  # fmt: skip
-
-Warn = Callable[[str, Place], None]
-MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 
 def converter(
@@ -49,73 +40,119 @@ def converter(
     `source.format` or a part in `source.fields` does not exist.
     """
     _refuse_unknown_names(source, key)
-    fields = source.fields
-    forced = BY_NAME.get(source.format)
-    mapped = frozenset(fields)
-    reader = functools.partial(trees, branches=source.branches)
     tell: Warn = warn or (lambda text, place: None)
+    return _Converter(source, key, BY_NAME.get(source.format), frozenset(source.fields), tell).convert
 
-    def convert(record: Record) -> tuple[Conversation, ...]:
+
+@dataclass(frozen=True, slots=True)
+class _Converter:
+    """What is settled once for all rows of a source: the format if the recipe says it, and the parts it names."""
+
+    source: DataSource
+    key: str
+    forced: Format | None
+    mapped: frozenset[str]
+    tell: Warn
+
+    def convert(self, record: Record) -> tuple[Conversation, ...]:
+        """The conversations of any record."""
         row, place = record.value, record.place
-        if type(row) is not dict:
+        if type(row) is dict:
+            simple = None if self.forced or self.mapped else _simple(tuple(row))
+            if simple is not None:  # most rows
+                try:
+                    return self._finished(simple.read(row, place), row, place)
+                except DataError as error:
+                    return self._read_filled(row, place, error)
+        else:
             if isinstance(row, Broken):
                 raise row.error
             if isinstance(row, Member):
                 return ()
             if isinstance(row, Tree):
-                return _finish(reader(row.row, place), row.row, place, warn)
-            if not isinstance(row, list) or fields:
+                return finish(
+                    trees(row.row, place, self.source.branches, row.removed), row.row, place, self.tell
+                )
+            if not isinstance(row, list) or self.mapped:
                 raise not_a_row(row, place)
-            row = {forced.columns[0] if forced and forced.chat else "messages": row}
-        return read_mapped(row, place) if fields else read_any(row, place)
+            row = {self.forced.columns[0] if self.forced and self.forced.chat else "messages": row}
+        return self._read_mapped(row, place) if self.mapped else self._read_any(row, place)
 
-    def read_mapped(row: Row, place: Place) -> tuple[Conversation, ...]:
-        row = _renamed(row, fields, place, key)
+    def _read_mapped(self, row: Row, place: Place) -> tuple[Conversation, ...]:
+        fields = self.source.fields
+        row = _renamed(row, fields, place, self.key)
         try:
-            return read(row, place)
+            return self._read(row, place)
         except DataError as error:
-            raise _with_fields(error, fields, key) from None
+            raise _with_fields(error, fields, self.key) from None
 
-    def read_any(row: Row, place: Place) -> tuple[Conversation, ...]:
+    def _read_any(self, row: Row, place: Place) -> tuple[Conversation, ...]:
         try:
-            return read(row, place)
-        except DataError:
-            # in a table that mixes shapes, the columns of the others are empty
-            filled = {column: value for column, value in row.items() if value is not None and value != ""}
-            if forced or fields or len(filled) == len(row) or not _is_another(filled, row, place, key):
-                raise
-            return read(filled, place)
+            return self._read(row, place)
+        except DataError as error:
+            return self._read_filled(row, place, error)
 
-    def read(row: Row, place: Place) -> tuple[Conversation, ...]:
-        if forced:
-            _refuse_missing(row, forced, place)
+    def _read_filled(self, row: Row, place: Place, error: DataError) -> tuple[Conversation, ...]:
+        """A bad row without its empty columns: in a table that mixes shapes, those of the others are empty."""
+        filled = {column: value for column, value in row.items() if value is not None and value != ""}
+        if self.forced or len(filled) == len(row) or not _is_another(filled, row, place, self.key):
+            raise error
+        return self._read(filled, place)
+
+    def _read(self, row: Row, place: Place) -> tuple[Conversation, ...]:
+        if self.forced:
+            _refuse_missing(row, self.forced, place)
         columns = tuple(row)
-        for column in _media(columns):
+        format, plain, media = _plan(columns, self.mapped)
+        for column in media:
             if holds(row[column]):
                 raise _with_media(column, row, place)
-        format, plain, aside = _plan(columns, mapped)
-        format = forced or format or recognise(row, mapped, place, key)
-        for column, like, sure in slips(format, columns):
+        format = self.forced or format or recognise(row, self.mapped, place, self.key)
+        beside = _beside(format, columns)
+        for label in beside.labels:
+            refuse_unwanted(label, row, format, place)
+        for column, like, sure in beside.slips:
             if holds(row[column]):
-                if sure and not mapped:  # by `fields` the user says which column is which
-                    raise _misspelt(column, like, row, format, place, key)
-                tell(f"the column `{cut(column)}` is not used: is it `{like}`?", place)
-        found = reader(row, place) if format.read is trees else format.read(row, place)
-        for column in aside:
-            if column not in format.columns + format.uses and row[column] and format.rank != CHAT:
-                tell(f"the column `{column}` is not used: it is no part of {format.name}", place)
-        if plain and type(found) is tuple:  # most rows
-            if not found or found[0].role != TEXT:
-                check(found, place)
-            return (Conversation(found, place, _name(row.get("id"), place)),)
-        return _finish(found if isinstance(found, list) else [Draft(found)], row, place, warn)
+                # by `fields` the user says which column is which
+                if (sure or is_meant(row[column], like)) and not self.mapped:
+                    raise _misspelt(column, like, row, format, place, self.key)
+                self.tell(f"the column `{cut(column)}` is not used: is it `{like}`?", place)
+        found = trees(row, place, self.source.branches) if format.read is trees else format.read(row, place)
+        if beside.aside:
+            self._account(beside.aside, row, format, found, place)
+        if plain:
+            return self._finished(found, row, place)
+        return finish(found if isinstance(found, list) else [Draft(found)], row, place, self.tell)
 
-    return convert
+    def _finished(
+        self, found: list[Draft] | tuple[Message, ...], row: Row, place: Place
+    ) -> tuple[Conversation, ...]:
+        """The conversations of a row whose columns say nothing of them but their id."""
+        if type(found) is list:
+            return finish(found, row, place, self.tell)
+        assert type(found) is tuple
+        if not found or found[0].role != TEXT:
+            for note in check(found, place):
+                self.tell(note, place)
+        given = row.get("id")
+        return (Conversation(found, place, str(place) if given is None else name_of(given, place)),)
 
+    def _account(
+        self,
+        columns: tuple[str, ...],
+        row: Row,
+        format: Format,
+        found: list[Draft] | tuple[Message, ...],
+        place: Place,
+    ) -> None:
+        """Say what of a row is not used; refuse it where that is its prompt, unless the user said what to read."""
+        settled = bool(self.forced) or self.mapped.issuperset(format.columns)
 
-@functools.lru_cache(maxsize=1024)
-def _media(columns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(column for column in columns if column.lower() in MEDIA)
+        def refuse(column: str) -> None:
+            if not settled:
+                raise missed(column, row, format, place, self.key, self.source.fields)
+
+        account(columns, row, format, found, refuse, lambda text: self.tell(text, place), self.source.fields)
 
 
 def _with_media(column: str, row: Row, place: Place) -> DataError:
@@ -142,9 +179,32 @@ def _is_another(filled: Row, row: Row, place: Place, key: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(columns: tuple[str, ...], mapped: frozenset[str]) -> tuple[Format | None, bool, tuple[str, ...]]:
-    """What columns alone tell: the format if they do; whether none speaks of the conversation; what may go unused."""
+    """What columns alone tell: the format if they do; whether none speaks of any conversation; pictures and sounds."""
     plain = not any(column in OPTIONAL and column != "id" for column in columns)
-    return certain(columns, mapped), plain, tuple(column for column in columns if column in BESIDE)
+    return certain(columns, mapped), plain, tuple(column for column in columns if column.lower() in MEDIA)
+
+
+@functools.lru_cache(maxsize=1024)
+def _simple(columns: tuple[str, ...]) -> Format | None:
+    """The format of rows that need nothing but its reader: their columns tell it, and no other one counts."""
+    format, plain, media = _plan(columns, frozenset())
+    if format is None or format.read is trees or media or not plain or any(_beside(format, columns)):
+        return None
+    return format
+
+
+class _Beside(NamedTuple):
+    """The columns of a row that its format does not read, by what may have to be said of them."""
+
+    slips: tuple[tuple[str, str, bool], ...]
+    aside: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def _beside(format: Format, columns: tuple[str, ...]) -> _Beside:
+    labelled = tuple(label for label in labels(format) if label in columns)
+    return _Beside(slips(format, columns), set_aside(format, columns), labelled)
 
 
 def _misspelt(column: str, like: str, row: Row, format: Format, place: Place, key: str) -> DataError:
@@ -188,68 +248,9 @@ def _refuse_missing(row: Row, format: Format, place: Place) -> None:
                 f"columns {listed(row)}",
                 ", ".join(format.columns),
                 f"rename {cut(like)} to {column}"
-                if (like := nearest(column, row))
+                if (like := alike(column, [name for name in row if name not in format.columns]))
                 else f"add the column {column}",
             )
-
-
-def _finish(drafts: list[Draft], row: Row, place: Place, warn: Warn | None) -> tuple[Conversation, ...]:
-    if warn is not None:
-        for draft in drafts:
-            for note in draft.notes:
-                warn(note, place)
-    return tuple(_finished(draft, row, place, number) for number, draft in enumerate(drafts))
-
-
-def _finished(draft: Draft, row: Row, place: Place, number: int) -> Conversation:
-    """The conversation of a draft, with what the row says of all its conversations."""
-    messages = draft.messages
-    if messages and messages[0].role != TEXT:
-        if system := row.get("system") or row.get("system_prompt"):
-            messages = _with_system(messages, system, place)
-        check(messages, place)
-    elif draft.tokens is None and not messages:
-        check(messages, place)
-    weight, name = row.get("weight"), draft.id or _name(row.get("id"), place)
-    tools = draft.tools
-    if tools is None:
-        tools = schemas(given, place) if (given := row.get("tools") or row.get("functions")) else ()
-    return Conversation(
-        messages,
-        place,
-        name if draft.id or not number else f"{name}/{number + 1}",
-        tools,
-        1.0 if weight is None else parse_number(weight, "weight", place),
-        draft.group or str(row.get("split_group") or ""),
-        draft.tokens,
-    )
-
-
-def _name(given: Any, place: Place) -> str:
-    return str(given) if isinstance(given, (str, int)) and given != "" else str(place)
-
-
-def _with_system(messages: tuple[Message, ...], system: Any, place: Place) -> tuple[Message, ...]:
-    """The messages behind the row's system text, which may come in parts, unless they begin with it."""
-    if isinstance(system, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in system
-    ):
-        system = "".join(str(part.get("text", "")) for part in system)
-    if not isinstance(system, str):
-        raise bad_row(
-            "a column is not a text", place, f"system: {show(system)}", "a text", "write it in double quotes"
-        )
-    if not system.strip() or (messages[0].role == "system" and messages[0].content == system):
-        return messages
-    if messages[0].role == "system":
-        raise bad_row(
-            "the row has two system texts",
-            place,
-            f"system: {show(system)}; message 1 (system): {show(messages[0].content)}",
-            "one of them",
-            "remove the other",
-        )
-    return (Message("system", system), *messages)
 
 
 def _renamed(row: Row, fields: dict[str, str], place: Place, key: str) -> Row:

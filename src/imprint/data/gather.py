@@ -19,9 +19,9 @@ from imprint.data.faults import bad_row, show
 from imprint.data.ledger import Ledger
 from imprint.data.mended import unwrapped
 from imprint.data.shapes import Row
-from imprint.data.shapes_tree import TREE_KEYS, Member, Tree, is_tree_message
+from imprint.data.shapes_tree import ANSWERS, TREE_KEYS, Member, Tree, is_removed, is_tree, is_tree_message
 from imprint.data.text import Broken
-from imprint.errors import DataError
+from imprint.errors import DataError, RecipeError
 from imprint.recipe import DataSource
 
 
@@ -31,14 +31,16 @@ def read(
     """The records of `source`, with what belongs together put together; otherwise as `readers.read`.
 
     A tree comes as a `Tree` in the record of its root, and as `Member` in those of its other messages,
-    after all other records. A message that cannot be reached from a root is `text.Broken`.
+    after all other records. A message that cannot be reached from a root is `text.Broken`. RecipeError, after the
+    last record, where branches=best is asked for and no record is a tree.
     """
     records = unwrapped(readers.read(source, base, seed=seed, ledger=ledger))
     answers = _Answers(source.path, base) if source.format in ("auto", "bfcl") else None
     messages = None
     if source.format in ("auto", "oasst_messages") and set(TREE_KEYS).issuperset(source.fields):
         messages = _Messages(source)
-    return _gathered(records, answers, messages)
+    gathered = _gathered(records, answers, messages)
+    return _with_trees(gathered, source) if source.branches == "best" else gathered
 
 
 def _gathered(
@@ -56,6 +58,27 @@ def _gathered(
         yield record
     if messages:
         yield from messages.records()
+
+
+def _with_trees(records: Iterator[Record], source: DataSource) -> Iterator[Record]:
+    """The records; RecipeError behind them where none is a tree, for `branches` would change nothing."""
+    prompt = source.fields.get("prompt", "prompt")
+    rows, found = 0, False
+    for record in records:
+        value = record.value
+        rows += not isinstance(value, Broken)
+        found |= isinstance(value, Tree) or (
+            isinstance(value, dict) and is_tree({"prompt": value.get(prompt)})
+        )
+        yield record
+    if rows and not found:
+        raise RecipeError(
+            "branches=best has no effect: no row is a tree of replies",
+            where=source.path,
+            found=f"{rows:,} {'rows' if rows > 1 else 'row'}, of other formats",
+            expected="OpenAssistant's trees, or their messages with parent_id",
+            fix="remove branches=best",
+        )
 
 
 def fingerprint(source: DataSource, base: Path | None = None) -> str:
@@ -80,6 +103,7 @@ class _Answers:
     def __init__(self, path: str, base: Path | None):
         self.path, self.base = path, base
         self.known: dict[str, dict[str, Any]] = {}  # by file, by id
+        self.questions: dict[str, bool] = {}  # whether those of a file of answers lie beside it
 
     def joined(self, record: Record) -> Record:
         row, file = record.value, record.place.file
@@ -89,9 +113,20 @@ class _Answers:
             truth = self.known[file].get(str(row.get("id")))
             return record if truth is None else Record(row | {"ground_truth": truth}, record.place)
         is_answer = "ground_truth" in row and "question" not in row
-        if is_answer and file != self.path and ("_answers" in file or "possible_answer" in file):
-            return Record(Member(record.place), record.place)
+        if is_answer and file != self.path:
+            if file not in self.questions:
+                self.questions[file] = _has_questions(file, self.base)
+            if self.questions[file]:
+                return Record(Member(record.place, ANSWERS), record.place)
         return record
+
+
+def _has_questions(given: str, base: Path | None) -> bool:
+    """Whether the file of the questions that a file of BFCL's answers belongs to lies beside it."""
+    path = (base or Path()) / Path(given).expanduser()
+    if path.parent.name == "possible_answer":
+        return (path.parent.parent / path.name).is_file()
+    return "_answers." in path.name and path.with_name(path.name.replace("_answers.", ".", 1)).is_file()
 
 
 def _answers_file(given: str, base: Path | None) -> Path | None:
@@ -167,7 +202,7 @@ def _built(rows: list[tuple[Row, Place]]) -> Iterator[Record]:
     for at, (row, place) in enumerate(rows):
         name = str(row["message_id"])
         if name in first:
-            errors[at] = _twice(name, place, rows[first[name]][1])
+            errors[at] = _torn(_TWICE, place, f"message_id {show(name)}, as at {rows[first[name]][1]}")
         else:
             first[name] = at
             row["replies"] = []
@@ -182,20 +217,24 @@ def _built(rows: list[tuple[Row, Place]]) -> Iterator[Record]:
         elif str(parent) in first:
             rows[first[str(parent)]][0]["replies"].append(row)
         else:
-            errors[at] = _without_parent(parent, place)
+            errors[at] = _torn(_NO_PARENT, place, f"parent_id {show(parent)}")
     while waiting:
         at = waiting.pop()
         below = [first[str(reply["message_id"])] for reply in rows[at][0]["replies"]]
         roots |= dict.fromkeys(below, roots[at])
         waiting += below
+    removed: dict[int, dict[str, Place]] = {}  # of each root
+    for at, root in roots.items():
+        if is_removed(rows[at][0]):
+            removed.setdefault(root, {})[str(rows[at][0]["message_id"])] = rows[at][1]
     for at, (row, place) in enumerate(rows):
         if at in errors:
             yield Record(Broken(errors[at]), place)
         elif at not in roots:
-            yield Record(Broken(_without_root(row, place)), place)
+            yield Record(Broken(_torn(_NO_ROOT, place, f"parent_id {show(row.get('parent_id'))}")), place)
         elif roots[at] == at:
             tree = {"message_tree_id": row.get("message_tree_id") or row["message_id"], "prompt": row}
-            yield Record(Tree(tree), place)
+            yield Record(Tree(tree, removed.get(at, {})), place)
         else:
             yield Record(Member(rows[roots[at]][1]), place)
 
@@ -210,31 +249,20 @@ def _no_share(place: Place, share: float) -> DataError:
     )
 
 
-def _twice(name: str, place: Place, other: Place) -> DataError:
-    return bad_row(
-        "two messages of a tree have one message_id",
-        place,
-        f"message_id {show(name)}, as at {other}",
-        "a message_id of its own",
-        "remove one of them",
-    )
+# of a message in a tree that cannot be put together: what is wrong, what would be right, how to mend it
+_TWICE = ("two messages of a tree have one message_id", "a message_id of its own", "remove one of them")
+_NO_PARENT = (
+    "the parent of a message is missing",
+    "a row with this message_id, in the same tree and source",
+    "add the row, or remove this one and those below it",
+)
+_NO_ROOT = (
+    "the messages above a message lead to no prompt",
+    "a way up to a message without a parent",
+    "mend the rows above it, or remove this one",
+)
 
 
-def _without_parent(parent: Any, place: Place) -> DataError:
-    return bad_row(
-        "the parent of a message is missing",
-        place,
-        f"parent_id {show(parent)}",
-        "a row with this message_id, in the same tree and source",
-        "add the row, or remove this one and those below it",
-    )
-
-
-def _without_root(row: Row, place: Place) -> DataError:
-    return bad_row(
-        "the messages above a message lead to no prompt",
-        place,
-        f"parent_id {show(row.get('parent_id'))}",
-        "a way up to a message without a parent",
-        "mend the rows above it, or remove this one",
-    )
+def _torn(reason: tuple[str, str, str], place: Place, found: str) -> DataError:
+    what, expected, fix = reason
+    return bad_row(what, place, found, expected, fix)

@@ -10,7 +10,7 @@ from typing import Any
 from imprint.data.conversation import Place, Record
 from imprint.data.open import KINDS, stem_suffix
 from imprint.data.parse_arrow import without_nulls
-from imprint.data.sets import explained, on_hub
+from imprint.data.sets import download, explained, on_hub
 from imprint.errors import DataError, nearest
 from imprint.recipe import DataSource
 
@@ -51,8 +51,14 @@ def _dataset(path: str, config: str | None, split: str, revision: str | None) ->
             where=path,
             found=f"{type(error).__name__}: {error}",
             expected="a dataset of that name, configuration and split on the hub or in its local cache",
-            fix=f"write {like}, if you meant the file"
-            if like
-            else "check id, config and split; offline, download it first or give a file",
+            fix=f"write {like}, if you meant the file" if like else _remedy(path, revision, error),
         ) from error
     return found, str(found._fingerprint)
+
+
+def _remedy(path: str, revision: str | None, error: Exception) -> str:
+    if "/" not in path:
+        return "give a file that is here, or an id of the hub: OWNER/NAME"
+    check = "check id, config, split and revision"
+    unreachable = isinstance(error, OSError) or "offline" in str(error).lower()
+    return f"{check}\n{download(path, Path(path).name, revision)}" if unreachable else check

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,34 @@ PLACES = 5
 
 @dataclass(slots=True)
 class Tally:
-    """How often something happened, and where first."""
+    """How often something happened, and where first: each place once, however often it happened there."""
 
     count: int = 0
     places: list[Place] = field(default_factory=list)
 
     def add(self, place: Place) -> None:
         self.count += 1
-        if len(self.places) < PLACES:
+        if len(self.places) < PLACES and place not in self.places:
             self.places.append(place)
 
+    @property
+    def more(self) -> str:
+        """What stands behind the places where they may not be all."""
+        return ", …" if self.count > len(self.places) >= PLACES else ""
+
     def __str__(self) -> str:
-        more = ", …" if self.count > len(self.places) else ""
-        return ", ".join(map(str, self.places)) + more
+        return ", ".join(map(str, self.places)) + self.more
+
+    def brief(self, names: Mapping[str, str]) -> str:
+        """The places, each file said once, by its name in `names`; of a file whose name is empty, the numbers alone."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for place in self.places:
+            groups.setdefault((names.get(place.file, place.file), place.unit), []).append(str(place.line))
+        told = []
+        for (file, unit), numbers in groups.items():
+            word = "" if file and unit == "line" else unit + ("s " if len(numbers) > 1 else " ")
+            told.append(f"{file}:{word}{', '.join(numbers)}" if file else f"{word}{', '.join(numbers)}")
+        return "; ".join(told) + self.more
 
 
 @dataclass(slots=True)
@@ -63,6 +78,7 @@ class Ledger:
         self.records = Level(kept={"used": 0})
         self.conversations = Level(kept={"train": 0, "validation": 0})
         self.turns = Level(kept={"trained": 0})
+        self.pieces = Level()  # of replay alone: what is drawn at once
         self.files: dict[str, int] = {}
         self.warnings: dict[str, Tally] = {}
         self.notes: list[str] = []  # on all of the data: what the template adds to it
@@ -139,6 +155,7 @@ class Ledger:
         levels = {
             name: {"total": level.total, "kept": level.kept, "left": _tallies_to_json(level.left)}
             for name, level in self._levels()
+            if level.total or name != "pieces"
         }
         warnings = _tallies_to_json(self.warnings)
         return (
@@ -152,6 +169,8 @@ class Ledger:
         """The ledger that `to_json` wrote."""
         ledger = cls()
         for name, level in ledger._levels():
+            if name not in value:
+                continue
             level.total, level.kept = value[name]["total"], dict(value[name]["kept"])
             level.left = _tallies_from_json(value[name]["left"])
         ledger.files, ledger.warnings = dict(value["files"]), _tallies_from_json(value["warnings"])
@@ -159,32 +178,50 @@ class Ledger:
         ledger.notes = list(value["notes"])
         return ledger
 
-    def table(self) -> Constrain:
+    def table(self, title: str = "What became of the data") -> Constrain:
         """The account, at most 80 columns wide: every count, every reason and its first places."""
         from rich.constrain import Constrain
         from rich.table import Table
 
-        table = Table(title="What became of the data", title_justify="left", expand=True)
+        table = Table(title=title, title_justify="left", expand=True)
         table.add_column("", ratio=4, overflow="fold")
         table.add_column("number", justify="right", min_width=7)
         table.add_column("where", ratio=5, overflow="fold")
+        names = _short_names(list(self.files))
         for name, level in self._levels():
             if not level.total and name != "records":
                 continue
-            files = "; ".join(f"{count} in {file}" for file, count in self.files.items())
-            row = ("records read", str(level.total), files) if name == "records" else (name, str(level.total))
-            table.add_row(*row)
+            whole = "records read" if name == "records" else name
+            table.add_row(whole, str(level.total), self._in_files() if name == "records" else "")
             for kind, count in level.kept.items():
                 table.add_row(f"  {kind}", str(count))
             for reason, tally in _by_count(level.left):
-                table.add_row(f"  {_left_word(name)}: {reason}", str(tally.count), str(tally))
+                table.add_row(f"  {_left_word(name)}: {reason}", str(tally.count), tally.brief(names))
             table.add_section()
         for warning, tally in _by_count(self.warnings):
-            table.add_row(f"warning: {warning}", str(tally.count), str(tally))
+            table.add_row(f"warning: {warning}", str(tally.count), tally.brief(names))
         return Constrain(table, 80)
 
+    def _in_files(self) -> str:
+        """How many records were read of each file, of the first few."""
+        told = [f"{count} in {file}" for file, count in list(self.files.items())[:PLACES]]
+        return "; ".join([*told, f"… ({len(self.files):,} files)"] if len(self.files) > PLACES else told)
+
     def _levels(self) -> tuple[tuple[str, Level], ...]:
-        return (("records", self.records), ("conversations", self.conversations), ("turns", self.turns))
+        return (
+            ("records", self.records),
+            ("conversations", self.conversations),
+            ("turns", self.turns),
+            ("pieces", self.pieces),
+        )
+
+
+def _short_names(files: list[str]) -> dict[str, str]:
+    """What files are called where their paths stand elsewhere: one alone nothing, others by as little as tells them."""
+    if len(files) == 1:
+        return {files[0]: ""}
+    last = [file.rpartition("/")[2] for file in files]
+    return dict(zip(files, last if len(set(last)) == len(last) else files, strict=True))
 
 
 def _left_word(level: str) -> str:

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from imprint.data.conversation import Conversation
 from imprint.data.formats import converter
@@ -22,6 +22,7 @@ from imprint.data.locate import stamps_of
 from imprint.data.replies import has_adjacent_replies, merge_replies
 from imprint.data.split import has_trained, prompt_hash, split
 from imprint.data.spool import Numbers, Part, Scratch, Spool, SpoolWriter, write_numbers
+from imprint.data.unused import Unused, format_of
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
@@ -70,13 +71,14 @@ def load(
     base: Path | None = None,
     folder: Path | None = None,
     identity: Identity | None = None,
+    key: str = "data",
 ) -> Loaded:
     """Read every source, account for every row in `ledger`, and hold out the validation share.
 
-    Relative paths start at `base`. The conversations are written into `folder` (none: a temporary
-    one), from which `reopen` reads them again. With bad_rows="stop", bad rows raise one DataError
-    after everything is read. Raises DataError too where no conversation is left to train on, and
-    where a file changed since `identity` was taken.
+    Relative paths start at `base`; the recipe calls `data` by `key`. The conversations are written into
+    `folder` (none: a temporary one), from which `reopen` reads them again. With bad_rows="stop", bad
+    rows raise one DataError after everything is read. Raises DataError too where no conversation is
+    left to train on, and where a file changed since `identity` was taken.
     """
     held_out = [validation] if isinstance(validation, DataSource) else []
     identity = identity or identify(data, held_out, base)
@@ -86,7 +88,7 @@ def load(
     with SpoolWriter(place) as spool:
         rows = _Rows(ledger, base, spool, consecutive_replies, _mark(validation, seed), seed)
         for number, source in enumerate(data):
-            rows.read(source, f"data.{number}")
+            rows.read(source, f"{key}.{number}")
         count = len(spool)
         for source in held_out:
             rows.read(source, "validation")
@@ -103,15 +105,11 @@ def load(
         _refuse_changed(identity, data, held_out, base)
     write_numbers(place / TRAIN, train)
     write_numbers(place / VALIDATION, apart)
-    # bad_rows is not part of it: where both settings load at all, they load the same
     settings = [consecutive_replies, None if held_out or not validation else [validation, seed]]
     drawn = [seed] if any(source.share < 1 for source in (*data, *held_out)) else []
-    facts = {
-        "fingerprint": hashlib.sha256(json.dumps([identity.parts, settings, *drawn]).encode()).hexdigest(),
-        "reasoning": sum(map(rows.reasoning.__getitem__, train)) / len(train),
-        "names": spool.names,
-    }
-    (place / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    _write_facts(place, rows, train, [identity.parts, settings, *drawn])
+    if words := rows.unused.words():
+        ledger.note(f"not used: {words}")
     loaded = reopen(place, keep=scratch)
     ledger.keep("train", len(train))
     ledger.keep("validation", len(apart))
@@ -120,6 +118,16 @@ def load(
     elif validation and not apart:
         ledger.warn("nothing is held out: all prompts are equal", loaded.train[0].source)
     return loaded
+
+
+def _write_facts(place: Path, rows: _Rows, train: Sequence[int], identity: Sequence[Any]) -> None:
+    """What `reopen` needs. bad_rows is not part of the fingerprint: where both settings load, they load the same."""
+    facts = {
+        "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        "reasoning": sum(map(rows.reasoning.__getitem__, train)) / len(train),
+        "names": rows.spool.names,
+    }
+    (place / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def reopen(folder: Path, renamed: Mapping[str, str] | None = None, keep: object = None) -> Loaded:
@@ -153,6 +161,7 @@ class _Rows:
         self.consecutive_replies, self.mark, self.seed = consecutive_replies, mark, seed
         self.first: DataError | None = None
         self.bad: dict[str, Tally] = {}
+        self.unused = Unused()
         self.marks = array("Q")
         self.reasoning = bytearray()  # 1 where a reply has reasoning
 
@@ -172,6 +181,7 @@ class _Rows:
                     self.bad.setdefault(error.what, Tally()).add(place)
             else:
                 ledger.use(place)
+                self.unused.add(*format_of(record, source, key))
                 for conversation in conversations:
                     ledger.conversation(place)
                     self.keep(conversation)

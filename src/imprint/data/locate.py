@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imprint.data.open import ACCEPTED, KINDS, stem_suffix
+from imprint.data.open import ACCEPTED, KINDS, PIPED, stem_suffix
 from imprint.data.spool import Scratch
 from imprint.data.text import CHUNK
 from imprint.errors import DataError, nearest
@@ -224,8 +224,11 @@ def _neighbours(path: Path, given: str) -> dict[str, str]:
     if not path.parent.is_dir():
         return {"found": f"no folder {Path(given).parent}", "fix": "correct the folder's name"}
     names = sorted(item.name for item in path.parent.iterdir() if item.is_file())
-    like = nearest(path.name, names)
-    if like:
+    stems = {name.partition(".")[0] or name: name for name in reversed(names)}  # alike by more than a suffix
+    stem = nearest(path.name.partition(".")[0] or path.name, stems)
+    if stem and (
+        like := nearest(path.name, [name for name in names if name.startswith(stem)]) or stems[stem]
+    ):
         return {"found": f"a file {like!r} in that folder", "fix": f"write {Path(given).with_name(like)}"}
     data = [name for name in names if stem_suffix(name) in KINDS]
     return {"found": _listed(data) or "no data file in its folder", "fix": "correct the path"}
@@ -261,7 +264,7 @@ def _refuse_url(given: str) -> None:
 @functools.cache
 def _spooled() -> tuple[Scratch, Path]:
     scratch = Scratch()
-    path = scratch.path / "standard-input.jsonl"
+    path = scratch.path / f"standard-input{PIPED}"
     with path.open("wb") as file:
         for block in _blocks():
             file.write(block)
@@ -288,7 +291,7 @@ def standard_input() -> Path:
             "nothing comes in on standard input",
             where="data=-",
             found="a terminal" if waits else "0 bytes",
-            expected="JSON lines; to resume a run, the same that it began with",
+            expected="JSON lines or a table; to resume a run, the same that it began with",
             fix="pipe them in: COMMAND < rows.jsonl",
         )
     return _spooled()[1]

@@ -8,10 +8,21 @@ from __future__ import annotations
 import itertools
 from typing import Any, NamedTuple
 
+from imprint.data.calls import tool_calls
 from imprint.data.conversation import ROLES, Message, Place
-from imprint.data.faults import bad_row, cut, from_json, listed, show, show_type
-from imprint.data.message_keys import MESSAGE_KEYS, REASONING_KEYS, label, loss_weight, refuse_slips
-from imprint.data.text import refuse_surrogates
+from imprint.data.faults import alike, as_text, bad_row, cut, from_json, listed, show, show_type
+from imprint.data.message_keys import (
+    MESSAGE_KEYS,
+    REASONING_KEYS,
+    TEXT_KEYS,
+    aside,
+    label,
+    loss_weight,
+    refuse_slips,
+    two_thoughts,
+    without_thought,
+)
+from imprint.data.vocabulary import speaks
 from imprint.errors import nearest
 
 ALIASES = {role: role for role in ROLES} | {
@@ -40,10 +51,14 @@ PLAIN = {name: role for name, role in ALIASES.items() if name not in CALL_ROLES}
 TEXTS = {"text", "input_text", "output_text", "refusal"}  # types of parts that the reader of a chat sees
 THOUGHTS = {"reasoning", "thinking"}
 CALLS = {"tool_call", "tool_use"}
+FAILED = "the mark `is_error` of a tool result is not used: the model sees its text alone"
 
 
-def parse_messages(values: Any, place: Place) -> tuple[Message, ...]:
-    """The messages of a list of {role, content} or {from, value} objects, or of its JSON text."""
+def parse_messages(values: Any, place: Place, notes: list[str] | None = None) -> tuple[Message, ...]:
+    """The messages of a list of {role, content} or {from, value} objects, or of its JSON text.
+
+    `notes` takes what is said of keys that are not used.
+    """
     if isinstance(values, str):  # CSV and some Parquet files hold lists as text
         values = from_json(values, "the list of messages", place)
     if not isinstance(values, list):
@@ -53,15 +68,17 @@ def parse_messages(values: Any, place: Place) -> tuple[Message, ...]:
     messages: list[Message] = []
     for turn, value in enumerate(values, 1):
         if type(value) is dict and len(value) == 2:  # most messages are a role and a text
-            given, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+            given, content = value.get("role"), value.get("content")
+            if given is None:
+                given, content = value.get("from"), value.get("value")
             if type(given) is str and type(content) is str and (role := PLAIN.get(given)):
                 messages.append(Message(role, content))
                 continue
-        messages += _message(value, place, turn)
+        messages += _message(value, place, turn, [] if notes is None else notes)
     return tuple(messages)
 
 
-def _message(value: Any, place: Place, turn: int) -> list[Message]:
+def _message(value: Any, place: Place, turn: int, notes: list[str]) -> list[Message]:
     """One message; more where tool results stand inside it."""
     if not isinstance(value, dict):
         raise bad_row(
@@ -74,19 +91,25 @@ def _message(value: Any, place: Place, turn: int) -> list[Message]:
     given = _given_role(value, place, turn)
     role = _role(given, place, turn)
     content = _said(value, place, turn)
-    if content is None and role == "assistant":
-        content = value.get("refusal")
-    if role == "user" and isinstance(content, list) and any(map(_is_result, content)):
-        return _with_results(content, place, turn)
-    calls = _calls(value.get("tool_calls"), place, turn)
-    if "function_call" in value and value["function_call"] is not None:
-        calls += _calls([value["function_call"]], place, turn)
-    if str(given).strip().lower() in CALL_ROLES:
-        calls += _calls(from_json(content, "a tool call", place), place, turn)
-        content = ""
+    if role == "assistant" and value.get("refusal"):
+        content = _refused(content, value["refusal"], place, turn)
     refuse_slips(value, place, turn)
+    notes += [
+        f"the key `{key}` of a message is not used" for key in aside(tuple(value)) if speaks(value[key])
+    ]
+    if role == "user" and isinstance(content, list) and any(map(_is_result, content)):
+        return _with_results(content, place, turn, notes)
+    calls = tool_calls(value.get("tool_calls"), place, turn)
+    if "function_call" in value and value["function_call"] is not None:
+        calls += tool_calls([value["function_call"]], place, turn)
+    if str(given).strip().lower() in CALL_ROLES:
+        calls += tool_calls(from_json(content, "a tool call", place), place, turn)
+        content = ""
     parts = _content(content, bool(calls), place, turn)
-    reasoning = parts.reasoning or next((value[key] for key in REASONING_KEYS if value.get(key)), None)
+    beside = next((value[key] for key in REASONING_KEYS if value.get(key)), None)
+    if parts.reasoning and isinstance(beside, str) and beside != parts.reasoning:
+        raise two_thoughts(f"in parts: {show(parts.reasoning)}; apart: {show(beside)}", place, turn)
+    reasoning = parts.reasoning or beside
     if not (reasoning is None or isinstance(reasoning, str)):
         raise bad_row(
             "the reasoning is not a text",
@@ -95,16 +118,19 @@ def _message(value: Any, place: Place, turn: int) -> list[Message]:
             "a text",
             "write it as one text",
         )
+    text = parts.text
+    if role == "assistant" and reasoning and "</" in text:
+        text = without_thought(text, reasoning, place, turn, notes)
     weight = loss_weight(value, role, place, turn)
     name, call_id = (label(value.get(key), key, place, turn) for key in ("name", "tool_call_id"))
-    return [Message(role, parts.text, reasoning, calls + parts.calls, weight, name, call_id)]
+    return [Message(role, text, reasoning, calls + parts.calls, weight, name, call_id)]
 
 
 def _is_result(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "tool_result"
 
 
-def _with_results(content: list[Any], place: Place, turn: int) -> list[Message]:
+def _with_results(content: list[Any], place: Place, turn: int, notes: list[str]) -> list[Message]:
     """The user's part-wise message as tool messages and what the user says beside them, in their order."""
     messages: list[Message] = []
     for is_result, parts in itertools.groupby(content, _is_result):
@@ -114,21 +140,38 @@ def _with_results(content: list[Any], place: Place, turn: int) -> list[Message]:
                 text = _content([] if inner is None else inner, False, place, turn).text
                 call_id = label(part.get("tool_use_id"), "tool_use_id", place, turn)
                 messages.append(Message("tool", text, tool_call_id=call_id))
+                if part.get("is_error") is True:
+                    notes.append(FAILED)
         else:
             messages.append(Message("user", _content(list(parts), False, place, turn).text))
     return messages
 
 
 def _said(value: dict[str, Any], place: Place, turn: int) -> Any:
-    """The content of a message, under either of its names."""
-    content, other = value.get("content"), value.get("value")
-    if content is None or not isinstance(other, (str, list)) or other == content:
-        return other if content is None else content
-    raise bad_row(
+    """The content of a message, under one of its names."""
+    said: Any = None
+    for key in TEXT_KEYS:
+        other = value.get(key)
+        if said is None:
+            first, said = key, other
+        elif isinstance(other, (str, list)) and other != said:
+            raise _two_texts(turn, place, first, said, key, other)
+    return said
+
+
+def _refused(content: Any, refusal: Any, place: Place, turn: int) -> Any:
+    """OpenAI's `refusal` stands for the content, which is then null or empty."""
+    if content is None or content in ("", []) or content == refusal:
+        return refusal
+    raise _two_texts(turn, place, "content", content, "refusal", refusal)
+
+
+def _two_texts(turn: int, place: Place, one: str, said: Any, two: str, other: Any) -> Exception:
+    return bad_row(
         "two texts for one message",
         place,
-        f"message {turn}: content: {show(content)}; value: {show(other)}",
-        "one of content and value",
+        f"message {turn}: {one}: {show(said)}; {two}: {show(other)}",
+        f"one of {one} and {two}",
         "keep one of them",
     )
 
@@ -161,7 +204,7 @@ def _content(content: Any, has_calls: bool, place: Place, turn: int) -> Parts:
             place,
             f"message {turn}: {show_type(content)}",
             "a text, or a list of text parts",
-            "write it as a text, in double quotes",
+            as_text(content, "write it as a text, in double quotes"),
         )
     texts: list[str] = []
     thoughts: list[str] = []
@@ -177,7 +220,7 @@ def _content(content: Any, has_calls: bool, place: Place, turn: int) -> Parts:
                 "split the message in two, or reorder its parts",
             )
         if kind in CALLS:
-            calls += _calls(from_json(inner, "a tool call", place), place, turn)
+            calls += tool_calls(from_json(inner, "a tool call", place), place, turn)
         elif kind in THOUGHTS and isinstance(inner, str):
             thoughts.append(inner)
         elif (kind in TEXTS or kind == "tool_result") and isinstance(inner, str):
@@ -238,7 +281,7 @@ def _given_role(value: dict[str, Any], place: Place, turn: int) -> Any:
             )
     if "role" in value or "from" in value:
         return other if role is None else role
-    pairs = [(key, like) for key in value if (like := nearest(key, MESSAGE_KEYS))]
+    pairs = [(key, like) for key in value if (like := alike(key, MESSAGE_KEYS))]
     raise bad_row(
         "a message has no role",
         place,
@@ -246,28 +289,3 @@ def _given_role(value: dict[str, Any], place: Place, turn: int) -> Any:
         '"role" and "content", or "from" and "value"',
         "; ".join(f"rename {cut(key)} to {like}" for key, like in pairs if key != like) or "add its role",
     )
-
-
-def _calls(values: Any, place: Place, turn: int) -> tuple[dict[str, Any], ...]:
-    """Tool calls in OpenAI's form; arguments stay as they were given."""
-    if values is None:
-        return ()
-    values = [values] if isinstance(values, dict) else values
-    if not isinstance(values, list) or not all(map(_is_call, values)):
-        raise bad_row(
-            "a tool call cannot be read",
-            place,
-            f"message {turn}: {show(values)}",
-            'a list of {"type": "function", "function": {"name": ..., "arguments": ...}}',
-            "write the calls in this form",
-        )
-    for call in values:
-        given = call.get("function", call).get("arguments")
-        if isinstance(given, str) and "\\ud" in given.lower():  # escaped once more than the row's own texts
-            refuse_surrogates(from_json(given, "a tool call's arguments", place), str(place))
-    return tuple(call if "function" in call else {"type": "function", "function": call} for call in values)
-
-
-def _is_call(value: Any) -> bool:
-    function = value.get("function", value) if isinstance(value, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from imprint.data.layout import holds_rows
+from imprint.data.parse_table import looks_like_table
 from imprint.data.text import BOM, CHUNK, refuse_foreign
 from imprint.errors import DataError
 
@@ -35,6 +36,7 @@ KINDS = {
 }
 PACKED = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
 ACCEPTED = ".json, .jsonl, .ndjson, .csv, .tsv, .txt (each also .gz, .zst, .xz, .bz2), .parquet, .arrow"
+PIPED = ".piped"  # of the file that holds standard input: what it is, its text alone tells
 DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what reading or unpacking a damaged file raises
 
 _CODECS = (
@@ -79,7 +81,8 @@ _REFUSED = (
 _REFUSED_NAMES = {
     (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".bin", ".npy", ".npz"): _PICKLE + "; write JSON lines",
     (".safetensors", ".gguf"): "that is a model; name the demonstrations",
-    (".yaml", ".yml"): "if this is a recipe, give it without data=; else convert it to JSON lines",
+    (".yaml", ".yml"): "if this is a recipe, it is no data: imprint show RECIPE looks at what it trains;"
+    " else convert it to JSON lines",
     (".xlsx", ".xls", ".ods"): "open it and save it as CSV (UTF-8)",
     (".md", ".rst", ".html"): "name it .txt, if it is a document to learn",
     (".py", ".sh"): "name the file that it writes",
@@ -118,6 +121,8 @@ def look(path: Path, name: str) -> Look:
         raise _refused(name, f"{kind.title()} packed by {codec}", "unpack it; such files are packed inside")
     if kind in ("json", "jsonl", "csv", "tsv", "txt"):
         refuse_foreign(head, name)
+    if kind in ("csv", "tsv", "txt") and _holds_json_rows(head):
+        kind = "json"
     return Look(_of_json(kind, head), codec, head)
 
 
@@ -173,12 +178,40 @@ def _kind(path: Path, name: str, head: bytes) -> str:
         if not head:
             return kind
         raise _refused(name, f"no {kind.title()} file: it does not begin as one", "fetch or write it again")
+    if suffix == PIPED:
+        return _piped(head, name)
     if kind is None and head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
         return "json"
     if kind is None:
         refuse_foreign(head, name)
         raise _unknown(path, name, suffix)
     return kind
+
+
+def _piped(head: bytes, name: str) -> str:
+    """What standard input holds: JSON lines or a table; DataError for other texts."""
+    refuse_foreign(head, name)
+    text = head.removeprefix(BOM).lstrip()
+    if not text or text[:1] in (b"{", b"["):
+        return "jsonl"
+    if delimiter := looks_like_table(head):
+        return "tsv" if delimiter == "\t" else "csv"
+    first = str(text.partition(b"\n")[0].strip(), "utf-8", "replace")
+    raise DataError(
+        "what comes in is neither JSON lines nor a table",
+        where=name,
+        found=f"a first line {first if len(first) <= 60 else first[:60] + '…'}",
+        expected="JSON lines, a JSON list, or a CSV or TSV of several rows (each also packed)",
+        fix="save it in a file whose name says what it is, and name that: COMMAND > data.txt",
+    )
+
+
+def _holds_json_rows(head: bytes) -> bool:
+    """Whether what a table or a text would be taken for is rows of JSON: nobody means to train on their braces."""
+    text = head.removeprefix(BOM).lstrip()
+    if re.match(rb'\[\s*\{\s*"[^"\n]*"\s*:', text):
+        return True
+    return text.startswith(b'{"') and _parses(text.partition(b"\n")[0])
 
 
 def _of_json(kind: str, head: bytes) -> str:

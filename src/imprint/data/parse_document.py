@@ -13,9 +13,11 @@ from typing import Any, BinaryIO
 
 from imprint.data import text as texts
 from imprint.data.conversation import Place, Record
+from imprint.data.faults import show_type
 from imprint.data.layout import EACH_A_LINE, ONE_A_LINE, not_rows
-from imprint.data.parse_json import DECODER, UNIQUE, Twice, broken_json, key_twice, may_be_half
+from imprint.data.parse_json import NOT_JSON, WORDS, broken_json, key_twice, may_be_half
 from imprint.data.text import BOM, CHUNK, Broken, listed, not_utf8, refuse_surrogates, too_long
+from imprint.data.unique import DECODER, UNIQUE, Twice
 from imprint.errors import DataError
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -38,7 +40,7 @@ def json_document(file: BinaryIO, name: str, is_row: Callable[[Any], bool]) -> I
     elif first == "[":
         yield from _elements(window)
     elif first:
-        raise window.broken("Expecting value", window.at)
+        raise _no_rows(window)
     else:
         return
     if window.peek():
@@ -213,6 +215,23 @@ def _behind(window: Window, first: str) -> DataError:
         found=error.found,
         expected="one document, or one row per line",
         fix=f"write each row on a line of its own: {ONE_A_LINE if first == '{' else EACH_A_LINE}",
+    )
+
+
+def _no_rows(window: Window) -> DataError:
+    """What is said of a file that begins with neither an object nor an array: one value, or no JSON at all."""
+    start = window.line_here
+    try:
+        value, _ = window.decode(DECODER)
+    except DataError as error:
+        fix = NOT_JSON if WORDS.match(window.text, window.at) else error.fix
+        return DataError(error.what, where=error.where, found=error.found, expected="rows in JSON", fix=fix)
+    return DataError(
+        "the file holds no row",
+        where=f"{window.name}:{start}",
+        found=show_type(value),
+        expected='an array of rows, or one row per line: {"prompt": "...", "response": "..."}',
+        fix="write it as a text of such a row",
     )
 
 

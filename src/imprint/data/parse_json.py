@@ -8,12 +8,14 @@ record whose value is `Broken`; where nothing after it can be trusted, `DataErro
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from imprint.data.conversation import Place, Record
 from imprint.data.layout import ONE_A_LINE, holds_rows, list_of_rows, not_rows
 from imprint.data.text import BOM, Broken, not_utf8, refuse_surrogates, shown
+from imprint.data.unique import UNIQUE, Twice
 from imprint.errors import DataError
 
 JSON_FIXES = {
@@ -41,24 +43,14 @@ _TELLTALE = (
     ("False", "write false, in lower case"),
     ("None", "write null"),
     ("nan", "write NaN or, better, null"),
+    (
+        "\ufeff",
+        "remove the byte order mark, left where files were joined: perl -pe 's/^\\xEF\\xBB\\xBF//' OLD > NEW",
+    ),
 )
+NOT_JSON = "if the file is a table, name it .csv, or .tsv with tabs; if it is one text, name it .txt"
+WORDS = re.compile(r"\s*(?!true|false|null|True|False|None|NaN|nan|Infinity)[^\W\d_]")  # so begins no JSON
 LINE_ENDS = frozenset(("", "\n", "\r\n", "\r"))
-
-
-class Twice(ValueError):
-    """A key stands twice in one object; Python's own decoder takes the last and says nothing."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise Twice(next(key for key in made if keys.count(key) > 1))
-    return made
-
-
-DECODER = json.JSONDecoder()
-UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def json_lines(lines: Iterable[bytes], file: str) -> Iterator[Record]:
@@ -154,6 +146,8 @@ def broken_json(error: Exception, file: str, line: int, column: int = 0, *, line
     excerpt = (before.rpartition("\n")[2] + after.partition("\n")[0]).strip() or (before + after).strip()
     ends = error.pos >= len(error.doc.rstrip())
     fix = "close what is open; if the file was cut off, fetch it again" if ends else _fix(error)
+    if lines and not ends and error.msg == "Expecting value" and WORDS.match(error.doc):
+        fix = NOT_JSON
     if ends and lines and error.doc.endswith(("{", "[", ",", ":")):
         fix = f"if the row goes on in the next line: {ONE_A_LINE}\nif the file was cut off, fetch it again"
     return DataError(

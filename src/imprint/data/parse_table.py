@@ -34,10 +34,15 @@ class Dialect(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The first row of a table: its columns' names, and whether it is itself data."""
+    """The first row of a table: its columns' names, whether it is itself data, and whether a name in it is known.
+
+    `unnamed` columns follow, as where a header ends in a separator; their cells must be empty.
+    """
 
     columns: list[str]
     headerless: bool
+    known: bool = True
+    unnamed: int = 0
 
 
 def dialect(head: bytes, *, tabs: bool) -> Dialect:
@@ -52,6 +57,16 @@ def dialect(head: bytes, *, tabs: bool) -> Dialect:
     return Dialect(chosen, quoted, 1 if mark else 0, flan)
 
 
+def looks_like_table(head: bytes) -> str:
+    """What stands between the cells of a text whose rows are nearly all as wide as its first; "" for other texts."""
+    style = dialect(head, tabs=b"\t" in head.partition(b"\n")[0])
+    text = str(head.removeprefix(BOM), "utf-8", "replace")
+    mark = _MARK.match(text)
+    rows = _sample(text[mark.end() :] if mark else text, style.delimiter, style.quoted) or []
+    even = sum(len(row) == len(rows[0]) for row in rows)
+    return style.delimiter if len(rows) > 1 < len(rows[0]) and even >= 0.9 * len(rows) else ""
+
+
 def _has_numbers(text: str, quoted: bool) -> bool:
     """Whether one of the columns holds nothing but numbers in the first rows, as ids and labels do."""
     columns = itertools.zip_longest(*_sample(text, "\t", quoted) or [], fillvalue="")
@@ -60,10 +75,10 @@ def _has_numbers(text: str, quoted: bool) -> bool:
 
 
 def _delimiter(text: str) -> str:
-    """A comma, semicolon or tab: of those in the first line, the first by which all rows are of one width."""
+    """A comma, semicolon, tab or bar: of those in the first line, the first by which all rows are of one width."""
     first = text.lstrip("\r\n").partition("\n")[0]
     plain = re.sub(r'"[^"]*"', "", first)
-    there = [char for char in ",;\t" if char in plain]
+    there = [char for char in ",;\t|" if char in plain]
     if len(there) > 1:
         for char in there:
             widths = _widths(text, char)
@@ -103,7 +118,8 @@ def csv_rows(
 
     `known` are names that columns may have. A first row that has none of them, and holds what
     cannot be a name, is data: its table has no header, and the columns are "0", "1", …, or those
-    of FLAN where the style allows it. A row that repeats the header is `Broken`.
+    of FLAN where the style allows it; so they are where `known` has such numbers. A row that
+    repeats the header is `Broken`.
     """
     csv.field_size_limit(LONGEST)  # the module's limit of 131,072 characters is shorter than some replies
     reader = _cells(_texts(lines, file, style.mark), style.delimiter, style.quoted)
@@ -119,9 +135,16 @@ def csv_rows(
                 yield table
                 if not table.headerless:
                     continue
-            if len(cells) != len(table.columns):
+            width = len(table.columns)
+            if len(cells) != width and len(cells) != width + table.unnamed:
                 yield Record(Broken(_wrong_width(cells, table, place)), place)
-            elif cells[-1] == table.columns[-1] and _is_header(cells, table):
+                continue
+            if table.unnamed:
+                cells, beyond = cells[:width], cells[width:]
+                if any(map(str.strip, beyond)):
+                    yield Record(Broken(_beyond(beyond, table, place)), place)
+                    continue
+            if cells[-1] == table.columns[-1] and _is_header(cells, table):
                 yield Record(Broken(_header_again(cells, place)), place)
             else:
                 yield Record(dict(zip(table.columns, cells, strict=True)), place)
@@ -167,9 +190,12 @@ def _texts(lines: Iterable[bytes], file: str, skip: int) -> Iterator[str]:
 
 def _table(cells: list[str], place: Place, known: Collection[str], flan: bool) -> Table:
     names = [cell.strip() for cell in cells]
-    if not any(name in known for name in names) and not all(map(_NAME.fullmatch, names)):
-        unnamed = [str(number) for number in range(len(cells))]
+    named = any(name in known for name in names)
+    unnamed = [str(number) for number in range(len(cells))]
+    if not named and (not all(map(_NAME.fullmatch, names)) or any(number in known for number in unnamed)):
         return Table(FLAN if flan and len(cells) == len(FLAN) else unnamed, True)
+    width = max(number for number, name in enumerate(names, 1) if name)
+    beyond, cells = len(cells) - width, cells[:width]
     twice = sorted({name for name in cells if cells.count(name) > 1})
     if twice:
         raise DataError(
@@ -179,7 +205,7 @@ def _table(cells: list[str], place: Place, known: Collection[str], flan: bool) -
             expected="a header of different names",
             fix="rename one of them",
         )
-    return Table(cells, False)
+    return Table(cells, False, named, beyond)
 
 
 def _is_header(cells: list[str], table: Table) -> bool:
@@ -198,14 +224,31 @@ def _header_again(cells: list[str], place: Place) -> DataError:
     )
 
 
+def _beyond(cells: list[str], table: Table, place: Place) -> DataError:
+    return DataError(
+        "a cell stands under no name",
+        where=str(place),
+        found=listed(map(repr, filter(str.strip, cells))),
+        expected=f"nothing behind the columns that have a name: {listed(table.columns)}",
+        fix="where a cell holds the separator, put it in double quotes; else name the column in the header",
+    )
+
+
 def _wrong_width(cells: list[str], table: Table, place: Place) -> DataError:
     width = len(table.columns)
+    more = len(cells) > width
     return DataError(
         "the row has the wrong number of columns",
         where=str(place),
-        found=f"{len(cells)} cells",
+        found=f"{len(cells)} cell{'s' * (len(cells) > 1)}: {listed(map(_brief, cells))}",
         expected=f"{width}, as in the first row"
         if table.headerless
         else f"{width}, as in the header: {listed(table.columns)}",
-        fix="put a cell that holds a separator or a line break in double quotes",
+        fix="put a cell that holds the separator in double quotes"
+        if more
+        else "put a cell that holds a line break in double quotes; if cells are missing, add them",
     )
+
+
+def _brief(cell: str) -> str:
+    return repr(cell if len(cell) <= 40 else f"{cell[:39]}…")

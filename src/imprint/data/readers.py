@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from imprint.data import formats, parse_arrow, parse_json
 from imprint.data.conversation import Place, Record
+from imprint.data.faults import cut
 from imprint.data.hub import hub_fingerprint, hub_rows
 from imprint.data.ledger import Ledger
 from imprint.data.locate import File, Located, locate
 from imprint.data.open import DAMAGE, Look, damaged, look, unpacked
 from imprint.data.parse_document import json_document
-from imprint.data.parse_table import FLAN, Table, csv_rows, dialect
+from imprint.data.parse_table import FLAN, csv_rows, dialect, looks_like_table
 from imprint.data.text import LIMIT, decode, lines, too_long
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
 NOT_TAKEN = "not taken by share"
 NO_HEADER = "the table has no header: its columns are 0, 1, …"
+AS_TEXT = "the text looks like a table, and is read as one document: name it .tsv, if its lines are rows"
+UNKNOWN_HEADER = (
+    "the first row is taken for a header, of unknown names ({}); "
+    "if it is a row, say which column is which: fields.prompt=0 fields.response=1"
+)
 AS_FLAN = f"three columns without a header are read as {', '.join(FLAN)} (FLAN)"
 
 
@@ -101,7 +109,7 @@ def _parts(source: DataSource, found: Located | None, ledger: Ledger | None) -> 
         yield Part(source.path, "", rows)
     else:
         for file in found.files:
-            yield Part(file.name, file.key, _file(file, source, ledger))
+            yield Part(file.name, file.key, _one_of(found.files, file, source, ledger))
 
 
 def _counted(parts: Iterator[Part], source: DataSource, seed: int, ledger: Ledger | None) -> Iterator[Record]:
@@ -148,6 +156,34 @@ def _lot(key: str, record: Record, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
+def _one_of(files: list[File], file: File, source: DataSource, ledger: Ledger | None) -> Iterator[Record]:
+    """The records of a file; where it cannot be read and others stand beside it, DataError says how to read these."""
+    try:
+        yield from _file(file, source, ledger)
+    except DataError as error:
+        if len(files) == 1:
+            raise
+        pattern = _without(files, file)
+        fix = f"{error.fix}\nor leave it out: " + (
+            f"name the others, {pattern}" if pattern else "move it elsewhere"
+        )
+        raise DataError(
+            error.what, where=error.where, found=error.found, expected=error.expected, fix=fix
+        ) from error
+
+
+def _without(files: list[File], file: File) -> str:
+    """A glob, quoted for a shell, that names all files of a source but one; "" where their suffixes do not tell."""
+    others = [one for one in files if one is not file]
+    suffixes = {"".join(Path(one.key).suffixes[-1:]) for one in others}
+    suffix = suffixes.pop() if len(suffixes) == 1 else ""
+    if not suffix or file.key.endswith(suffix):
+        return ""
+    root = file.name.removesuffix(file.key)
+    deep = "**/" if any("/" in one.key for one in others) else ""
+    return shlex.quote(f"{glob.escape(root)}{deep}*{suffix}")
+
+
 def _file(file: File, source: DataSource, ledger: Ledger | None) -> Iterator[Record]:
     """The records of one file; where it turns out to be damaged, DataError says behind which one."""
     seen: Place | None = None
@@ -177,6 +213,8 @@ def _rows(file: File, found: Look, source: DataSource, ledger: Ledger | None) ->
         elif found.kind == "jsonl":
             yield from parse_json.json_lines(lines(data, name, found.head, short=short), name)
         elif found.kind == "txt":
+            if ledger is not None and looks_like_table(found.head) == "\t":
+                ledger.warn(AS_TEXT, Place(name, 1))
             yield from _document(data.read(LIMIT + 1), name)
         else:
             yield from _table(lines(data, name, found.head, short=short), name, found, source, ledger)
@@ -200,8 +238,10 @@ def _table(
     for row in csv_rows(rows, name, style._replace(flan=flan and not source.fields), known):
         if isinstance(row, Record):
             yield row
-        elif isinstance(row, Table) and row.headerless and ledger is not None:
+        elif row.headerless and ledger is not None:
             ledger.warn(AS_FLAN if row.columns == FLAN else NO_HEADER, Place(name, 1))
+        elif not row.known and ledger is not None:
+            ledger.warn(UNKNOWN_HEADER.format(cut(", ".join(row.columns))), Place(name, 1))
 
 
 def _is_row(source: DataSource, value: dict[str, Any]) -> bool:

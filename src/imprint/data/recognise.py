@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from typing import Any, NamedTuple
 
 from imprint.data.catalogue import COLUMNS, FORMATS, OPTIONAL, PARTS, Format
 from imprint.data.conversation import Place
-from imprint.data.faults import bad_row, cut, listed, show
+from imprint.data.faults import alike, bad_row, cut, listed, show
 from imprint.data.parse_table import FLAN
-from imprint.data.shapes import PROMPTS, Row
+from imprint.data.shapes import PROMPTS, Row, without_output
 from imprint.data.shapes_text import LABELS
-from imprint.errors import DataError, nearest
+from imprint.errors import DataError
 
 NOTHING: frozenset[str] = frozenset()
-BESIDE = {
-    "input",
-    "context",
-    "passage",
-    "document",
-    "article",
-    "choices",
-    "options",
-    "history",
-}  # of a prompt
 
 
 class Evidence(NamedTuple):
@@ -100,9 +91,23 @@ def recognise(row: Row, mapped: frozenset[str], place: Place, key: str) -> Forma
                 place,
                 f"columns {listed(row)}",
                 f"one of {', '.join(format.name for format in fitting)}",
-                f"say which: {key}.format={fitting[0].name}",
+                f"say which: {key}.format={fitting[0].name}" + _both(fitting, key),
             )
     raise _unknown(row, groups, place, key)
+
+
+def _both(fitting: list[Format], key: str) -> str:
+    """How to read two prompts of one reply: one as the instruction, the other as what it is about."""
+    first, second = fitting[0].columns, fitting[1].columns
+    if len(first) != 2 or len(second) != 2 or first[1] != second[1]:
+        return ""
+    return f"\nboth, one behind the other: {as_alpaca(first[0], second[0], first[1], f'{key}.')}"
+
+
+def as_alpaca(instruction: str, about: str, reply: str, key: str = "") -> str:
+    """The settings by which three columns are read as Alpaca's; `key` is the source's place, with a dot."""
+    parts = {"instruction": instruction, "input": about, "output": reply}
+    return " ".join(f"{key}fields.{part}={shlex.quote(column)}" for part, column in parts.items())
 
 
 def certain(columns: tuple[str, ...], mapped: frozenset[str]) -> Format | None:
@@ -191,12 +196,15 @@ def _unknown(row: Row, groups: tuple[tuple[Format, ...], ...], place: Place, key
             "a column with the reply to learn",
             f"remove the row, or name the reply's column: {key}.fields.prompt={prompt} {key}.fields.response=COLUMN",
         )
+    if len(row) == 2 and all(isinstance(value, str) for value in row.values()):
+        first, second = (shlex.quote(cut(column)) for column in row)
+        fields = f"{key}.fields.prompt={first} {key}.fields.response={second}"
     named = f"name your columns: {fields}"
     return bad_row(
         "the columns are of no known format",
         place,
         columns,
-        "messages | instruction + output | prompt + response | text | … (docs/formats.md)",
+        "messages | instruction + output | prompt + response | text | … (imprint data formats lists all)",
         f"{renames}; or {named}" if renames else named,
     )
 
@@ -204,19 +212,19 @@ def _unknown(row: Row, groups: tuple[tuple[Format, ...], ...], place: Place, key
 @functools.lru_cache(maxsize=1024)
 def _renames(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """New names for columns with which they would be of a format."""
-    alike = {column: like for column in columns if column not in PARTS and (like := nearest(column, COLUMNS))}
-    targets = list(alike.values())
-    alike = {
-        column: like for column, like in alike.items() if like not in columns and targets.count(like) == 1
+    likes = {column: like for column in columns if column not in PARTS and (like := alike(column, COLUMNS))}
+    targets = list(likes.values())
+    likes = {
+        column: like for column, like in likes.items() if like not in columns and targets.count(like) == 1
     }
     fitting = [
         format
         for format in FORMATS
-        if format.fits is None
-        and {alike.get(column, column) for column in columns}.issuperset(format.columns)
+        if format.fits in (None, without_output)
+        and {likes.get(column, column) for column in columns}.issuperset(format.columns)
     ]
     needed = set(_largest(fitting)[0].columns) if fitting else set()
-    return tuple((column, like) for column, like in alike.items() if like in needed)
+    return tuple((column, like) for column, like in likes.items() if like in needed)
 
 
 def _special(row: Row, columns: str, place: Place, key: str) -> DataError | None:
@@ -244,11 +252,7 @@ def _special(row: Row, columns: str, place: Place, key: str) -> DataError | None
             f"{len(row)} columns: " + ", ".join(show(value) for value in list(row.values())[:4]),
             "a header",
             f"add a header, or say which column is which: {key}.fields.prompt=0 {key}.fields.response=1"
-            + (
-                f"\nof FLAN's: {' '.join(f'{key}.fields.{name}={at}' for at, name in enumerate(FLAN))}"
-                if len(row) == 3
-                else ""
-            ),
+            + (f"\nof FLAN's ({', '.join(FLAN)}): {key}.format=flan_cot" if len(row) == 3 else ""),
         )
     if "input_ids" in row:
         return bad_row(

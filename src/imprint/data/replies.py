@@ -3,59 +3,119 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from imprint.data.conversation import Conversation, Message, Place
-from imprint.data.faults import bad_row, show
+from imprint.data.faults import bad_row, listed, show
 from imprint.errors import DataError
 
+UNCLOSED = "a thought in a reply is opened and never closed: <think> without </think>"
+UNOPENED = "a thought in a reply is closed and was never opened: </think> without <think>"
+PICTURE = "a mark such as <image> stands in a prompt: imprint trains on text, the picture is not there"
 
-def check(messages: tuple[Message, ...], place: Place) -> None:
-    """Raise DataError unless the messages are a demonstration that can be learned from.
+_OPENS = re.compile(r"\s*<(think|thinking|thought|reasoning)>")
+_CLOSES = re.compile(r"</(think|thinking|thought|reasoning)>")
+_MARKS = ("image", "video", "audio")
+
+
+def check(messages: tuple[Message, ...], place: Place) -> list[str]:
+    """What is odd in a demonstration and may yet be meant; DataError where nothing can be learned from it.
 
     Accepted order: a system message or none, then user, assistant and tool messages in any
-    order that ends with a reply. A reply that opens the conversation is context only.
+    order that ends with a reply. A reply that opens the conversation is context only. A tool result
+    that names a call answers an earlier one, where the calls have ids.
     """
     prompted = answered = False
+    odd: list[str] = []
+    waiting: set[str] | None = None  # ids of calls without a result; None until a call has one
     for turn, message in enumerate(messages, 1):
-        role = message.role
+        role, content = message.role, message.content
         if role == "assistant":
-            if not message.tool_calls and _says_nothing(message.content):
-                thought = " beside a reasoning" if message.reasoning else ""
-                raise bad_row(
-                    "the reply is empty",
-                    place,
-                    f"message {turn} (assistant): {show(message.content)}{thought}",
-                    "a text to learn",
-                    "write the reply or remove the row",
-                )
+            tagged = "<" in content
+            if tagged and message.weight != 0:
+                odd += _odd_thought(content)
+            nothing = _says_nothing(content) if tagged else not content or content.isspace()
+            if nothing and not message.tool_calls:
+                raise _empty(message, turn, place)
             answered = prompted
-            continue
-        prompted = prompted or role != "system"
-        if role == "system":
-            if turn > 1:
-                raise bad_row(
-                    "a system message is not at the front",
-                    place,
-                    f"message {turn} is a system message",
-                    "one system message or none, then user, assistant and tool messages",
-                    "move it to the front or remove it",
-                )
-        elif role == "user" and not message.content.strip():
+            if message.tool_calls:
+                waiting = _called(message, waiting)
+        elif role == "user":
+            prompted = True
+            if "<" in content:
+                odd += _odd_prompt(content)
+            if not content or content.isspace():
+                raise _empty(message, turn, place)
+        elif role == "tool":
+            prompted = True
+            if waiting is not None and message.tool_call_id is not None:
+                if message.tool_call_id not in waiting:
+                    raise _no_call(message, turn, waiting, place)
+                waiting.discard(message.tool_call_id)
+        elif role == "system" and turn > 1:
             raise bad_row(
-                "the prompt is empty",
+                "a system message is not at the front",
                 place,
-                f"message {turn} (user): {show(message.content)}",
-                "a text to answer",
-                "write the prompt or remove the row",
+                f"message {turn} is a system message",
+                "one system message or none, then user, assistant and tool messages",
+                "move it to the front or remove it",
             )
     if not answered or messages[-1].role != "assistant":
         raise _without_reply(messages, place)
+    return odd
+
+
+def _empty(message: Message, turn: int, place: Place) -> DataError:
+    reply = message.role == "assistant"
+    thought = " beside a reasoning" if reply and message.reasoning else ""
+    return bad_row(
+        "the reply is empty" if reply else "the prompt is empty",
+        place,
+        f"message {turn} ({message.role}): {show(message.content)}{thought}",
+        "a text to learn" if reply else "a text to answer",
+        f"write the {'reply' if reply else 'prompt'} or remove the row",
+    )
+
+
+def _odd_thought(content: str) -> list[str]:
+    """What is wrong with the tags of a thought in a reply: at its head, and wherever one is closed."""
+    opened = _OPENS.match(content)
+    if opened:
+        return [] if f"</{opened[1]}>" in content else [UNCLOSED]
+    closed = _CLOSES.search(content) if "</" in content else None
+    return [UNOPENED] if closed and f"<{closed[1]}>" not in content[: closed.start()] else []
+
+
+def _odd_prompt(content: str) -> list[str]:
+    """Whether a prompt has the mark of a picture: <image> anywhere, the others at its head or end, as HTML has them."""
+    for name in _MARKS:
+        mark = f"<{name}>"
+        if mark not in content or f"</{name}>" in content:
+            continue
+        if name == "image" or content.lstrip().startswith(mark) or content.rstrip().endswith(mark):
+            return [PICTURE]
+    return []
+
+
+def _called(message: Message, waiting: set[str] | None) -> set[str] | None:
+    """The ids that wait for a result, with those of a message's calls."""
+    ids = {str(call["id"]) for call in message.tool_calls if call.get("id") not in (None, "")}
+    return (waiting or set()) | ids if ids else waiting
+
+
+def _no_call(message: Message, turn: int, waiting: set[str], place: Place) -> DataError:
+    return bad_row(
+        "a tool result answers no call",
+        place,
+        f"message {turn} (tool): tool_call_id: {show(message.tool_call_id)}; "
+        f"calls without a result: {listed(sorted(waiting)) or 'none'}",
+        "the id of an earlier call that has no result yet",
+        "mend the id, or remove it",
+    )
 
 
 def _says_nothing(content: str) -> bool:
     """Whether a reply is empty, or nothing but a thought in tags that is empty."""
-    if "</" not in content:
-        return not content.strip()
     reasoning, answer = Message("assistant", content).thought
     return reasoning is None and not answer.strip()
 

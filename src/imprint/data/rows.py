@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from imprint.data.catalogue import FORMATS
+from imprint.data.catalogue import FORMATS, PAIR
 from imprint.data.conversation import Conversation, Message, Place, Record
 from imprint.data.formats import converter
 from imprint.errors import DataError, RecipeError, nearest
@@ -15,12 +15,13 @@ from imprint.recipe import DataSource
 
 Row = dict[str, Any]
 PAIRS = {
-    one.name: one.columns for one in FORMATS if len(one.columns) == 2 and one.name == "_".join(one.columns)
+    one.name: one.columns
+    for one in FORMATS
+    if one.rank == PAIR and len(one.columns) == 2 and one.name == "_".join(one.columns)
 }
 _PARTS = tuple(field.name for field in fields(Message))
 _FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 _NAMES = {
-    "tool_calls": "tool calls",
     "tool_call_id": "the id of a tool's call",
     "name": "a name",
     "weight": "a weight",
@@ -87,11 +88,30 @@ def difference(one: Conversation, other: Conversation) -> str:
     for mine, theirs in zip(one.messages, other.messages, strict=True):
         for name in _PARTS if mine != theirs else ():
             if getattr(mine, name) != getattr(theirs, name):
+                if name == "tool_calls":
+                    return _of_calls(mine.tool_calls, theirs.tool_calls)
                 return _NAMES.get(name, f"the {name}")
     for part, name in (("tools", "tools"), ("weight", "a weight"), ("group", "a group"), ("tokens", "ids")):
         if getattr(one, part) != getattr(other, part):
             return name
     return "" if own_id(one) == own_id(other) else "an id"
+
+
+def _of_calls(mine: Sequence[Row], theirs: Sequence[Row]) -> str:
+    """What two lists of tool calls differ in."""
+    if len(mine) != len(theirs):
+        return "tool calls"
+    lost: dict[str, None] = {}
+    for one, other in zip(mine, theirs, strict=True):
+        here, there = one.get("function", {}), other.get("function", {})
+        if one.get("id") != other.get("id"):
+            lost["the id of a tool call"] = None
+        if here.get("arguments") != there.get("arguments"):
+            as_text = isinstance(here.get("arguments"), str)
+            lost["a tool call's arguments" + (" as text" if as_text else "")] = None
+        if here | {"arguments": 0} != there | {"arguments": 0}:
+            lost["a tool call's name, or what stands beside it"] = None
+    return " and ".join(lost) or "what stands beside a tool call"
 
 
 def own_id(conversation: Conversation) -> str:

@@ -2,7 +2,8 @@
 
 What the table says was looked up in the sets' pages on the hub, in the summaries of the Data Provenance
 Initiative (github.com/Data-Provenance-Initiative/Data-Provenance-Collection) and in a curated list
-(github.com/mlabonne/llm-datasets). It is a help to choose, no legal advice.
+(github.com/mlabonne/llm-datasets). Where these say nothing sure, the table says unsure. It is a help
+to choose, no legal advice.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ SETS = (
     ),
     OpenSet(
         "dolci", "allenai/Dolci-Instruct-SFT", "2.2M", "a mixture, more than half of it new and synthetic",
-        "more than 70", "CC BY-NC 4.0", f"{_NC}, as the list says: read its card", "a whole general recipe",
-        "messages",
+        "more than 70", "unsure", "a list says CC BY-NC 4.0, sets made from its parts say ODC-BY: read its card",
+        "a whole general recipe", "messages",
     ),
     OpenSet(
         "dolly", "databricks/databricks-dolly-15k", "15k", "human: employees of Databricks", "en", "CC BY-SA 3.0",
@@ -146,7 +147,7 @@ SETS = (
     ),
     OpenSet(
         "medical-flashcards", "medalpaca/medical_meadow_medical_flashcards", "34k", "synthetic: GPT-3.5", "en",
-        "unclear", f"its discussion on the hub says non-commercial; {OPENAI}", "medical facts", "alpaca",
+        "unsure", f"its discussion on the hub says non-commercial; {OPENAI}", "medical facts", "alpaca",
     ),
     OpenSet(
         "megascience", "MegaScience/MegaScience", "1.25M", "a mixture, in part synthetic", "en", "CC BY-NC-SA 4.0",
@@ -236,7 +237,7 @@ SETS = (
         "en", "MIT", OPENAI, "replies that a judge liked", "messages", split="train_sft",
     ),
     OpenSet(
-        "wildchat", "allenai/WildChat-1M", "below 1M", "GPT-3.5 and GPT-4, asked by the public", "many", "ODC-BY",
+        "wildchat", "allenai/WildChat-1M", "838k", "GPT-3.5 and GPT-4, asked by the public", "many", "ODC-BY",
         f"real people's words; {OPENAI}", "what people really ask", "conversation",
     ),
     OpenSet(
@@ -278,12 +279,17 @@ def explained(error: DataError, source: DataSource) -> DataError:
     return DataError(what, where=error.where, found=error.found, expected=error.expected, fix=fix)
 
 
+def download(hub: str, folder: str, revision: str | None = None) -> str:
+    """How a dataset gets to a machine without a network."""
+    pinned = f" --revision {revision}" if revision else ""
+    return (
+        f"where there is a network: hf download --repo-type dataset {hub}{pinned} --local-dir {folder}\n"
+        f"then, where there is none, give that folder: data={folder}/ (its training files alone)"
+    )
+
+
 def _remedy(known: OpenSet) -> str:
-    fetch = f"hf download --repo-type dataset {known.hub} --local-dir {known.name}"
-    lines = [
-        f"where there is a network: {fetch}",
-        f"then, where there is none, give that folder: data={known.name}/ (its training files alone)",
-    ]
+    lines = [download(known.hub, known.name)]
     return "\n".join([*lines, known.note] if known.note else lines)
 
 

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import Message, Place, Tokens
-from imprint.data.faults import bad_row, listed, show, show_type
+from imprint.data.faults import as_text, bad_row, cut, from_json, show, show_type, slip
 from imprint.data.messages import parse_messages
+from imprint.data.vocabulary import REPLIES, SPEAKING, holds
+from imprint.errors import DataError
 
 Row = dict[str, Any]
 STOP_MARK = "<|endoftext|>"  # files made for the GPT-3 interface end each reply with it
+_TALKS = {"conversation", "dialog", "dialogue", "chat"}  # columns that may hold texts in turn
+_ENDINGS = REPLIES | {"summary"}
+_LOST = SPEAKING - {"instruction", "input", "output"}  # of an instance
 PROMPTS = ("prompt", "question", "instruction", "query", "input")
-
-_HH = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 
 
 class Draft(NamedTuple):
@@ -34,6 +37,7 @@ class Draft(NamedTuple):
     group: str = ""
     tokens: Tokens | None = None
     notes: tuple[str, ...] = ()
+    notes_at: tuple[tuple[str, Place], ...] = ()  # of rows at other places
 
 
 Read = Callable[[Row, Place], tuple[Message, ...] | list[Draft]]
@@ -42,28 +46,61 @@ Read = Callable[[Row, Place], tuple[Message, ...] | list[Draft]]
 def chat(column: str) -> Read:
     """A list of messages; outside `messages`, also of texts in turn, or of {input, output} pairs."""
 
-    def read(row: Row, place: Place) -> tuple[Message, ...]:
+    def read(row: Row, place: Place) -> tuple[Message, ...] | list[Draft]:
         values = row[column]
         if column != "messages" and type(values) is list and values:
             if all(isinstance(value, str) for value in values):
                 roles = ("user", "assistant")
                 return tuple(Message(roles[turn % 2], value) for turn, value in enumerate(values))
             if all(map(_is_exchange, values)):
-                return tuple(
-                    message
-                    for value in values
-                    for message in (
-                        *side(value, "input", "user", place),
-                        *side(value, "output", "assistant", place),
-                    )
-                )
-        return parse_messages(values, place)
+                return _exchanges(values, place)
+        notes: list[str] = []
+        messages = parse_messages(values, place, notes)
+        return [Draft(messages, notes=tuple(notes))] if notes else messages
 
     return read
 
 
 def _is_exchange(value: Any) -> bool:
     return isinstance(value, dict) and "input" in value and "output" in value
+
+
+def _exchanges(values: list[Row], place: Place) -> tuple[Message, ...]:
+    """XTuner's turns: {input, output}, the first with the `system` text, which later ones may repeat."""
+    messages: list[Message] = []
+    system = ""
+    for turn, value in enumerate(values, 1):
+        _refuse_unread(value, place, turn)
+        given = text(value, "system", place) if value.get("system") is not None else ""
+        if given.strip() and given != system:
+            if turn > 1:
+                raise bad_row(
+                    "a turn has a system text of its own",
+                    place,
+                    f"turn {turn}: system: {show(given)}; of the first turn: {show(system)}",
+                    "one system text, in the first turn",
+                    "remove it, or make a row of what follows",
+                )
+            system = given
+            messages.append(Message("system", system))
+        messages += side(value, "input", "user", place) + side(value, "output", "assistant", place)
+    return tuple(messages)
+
+
+def _refuse_unread(value: Row, place: Place, turn: int) -> None:
+    """DataError for a key of a turn that speaks and is no part of it, or is misspelt."""
+    for key in value:
+        if key in ("system", "input", "output") or not holds(value[key]):
+            continue
+        misspelt = slip(key, ("system",))
+        if misspelt or key.lower() in SPEAKING:
+            raise bad_row(
+                "a turn has a key that is not read",
+                place,
+                f"turn {turn}: {cut(key)}: {show(value[key])}",
+                "system, input and output",
+                f"{f'rename {cut(key)} to system' if misspelt else 'write it into the input'}, or remove it",
+            )
 
 
 def is_chat(column: str) -> Callable[[Row], bool]:
@@ -77,57 +114,66 @@ def is_chat(column: str) -> Callable[[Row], bool]:
             return False
         first = values[0]
         if isinstance(first, dict):
-            speaks = ("role" in first or "from" in first) and ("content" in first or "value" in first)
+            roles, texts = ("role", "from"), ("content", "value", "text")
+            speaks = any(key in first for key in roles) and any(key in first for key in texts)
             return speaks or (column == "conversation" and _is_exchange(first))
-        return column == "data" and len(values) > 1 and all(isinstance(value, str) for value in values)
+        if column == "data":
+            return _are_texts(values)
+        # of a talk that a column beside sums up or goes on with, this is a part alone
+        return column in _TALKS and _are_texts(values) and _ENDINGS.isdisjoint(row)
 
     return fits
 
 
+def _are_texts(values: list[Any]) -> bool:
+    return len(values) > 1 and all(isinstance(value, str) for value in values)
+
+
 def pair(prompt: str, reply: str) -> Read:
-    """A prompt and its reply in two columns, each a text or a list of messages."""
+    """A prompt and its reply in two columns, each a text or a list of messages; `history` holds earlier ones."""
 
     def read(row: Row, place: Place) -> tuple[Message, ...] | list[Draft]:
-        said = row[reply]
-        if reply == "completion" and row.get("label") is False:  # KTO: what is wanted, and what is not
-            raise bad_row(
-                "the label says that this reply is not wanted",
-                place,
-                f"label: false; {reply}: {show(said)}",
-                "replies to learn from",
-                "remove the rows with the label false",
-            )
+        said, notes = row[reply], list[str]()
         if type(said) is str and said.endswith(STOP_MARK):
             row = row | {reply: said.removesuffix(STOP_MARK)}
-            messages = side(row, prompt, "user", place) + side(row, reply, "assistant", place)
-            return [
-                Draft(
-                    messages,
-                    notes=(f"{STOP_MARK} at the end of a reply is taken off: it is a stop, not text",),
-                )
-            ]
-        return side(row, prompt, "user", place) + side(row, reply, "assistant", place)
+            notes.append(f"{STOP_MARK} at the end of a reply is taken off: it is a stop, not text")
+        messages = side(row, prompt, "user", place, notes) + side(row, reply, "assistant", place, notes)
+        if row.get("history"):
+            messages = (*earlier(row, place), *messages)
+        return [Draft(messages, notes=tuple(notes))] if notes else messages
 
     return read
 
 
-def alpaca(row: Row, place: Place) -> tuple[Message, ...] | list[Draft]:
+def instruction(reply: str) -> Read:
+    """Alpaca's instruction and input, with the reply in a column of another name."""
+
+    def read(row: Row, place: Place) -> tuple[Message, ...]:
+        asked = instructed(row, "input", place) if "input" in row else side(row, "instruction", "user", place)
+        return (*earlier(row, place), *asked, *side(row, reply, "assistant", place))
+
+    return read
+
+
+def alpaca(row: Row, place: Place) -> tuple[Message, ...]:
     """Instruction and input make the prompt; `history` holds earlier [prompt, reply] pairs."""
-    earlier = _history(row["history"], place) if row.get("history") else ()
-    said = (*earlier, *_asked(row, "input", place), *side(row, "output", "assistant", place))
-    if "text" in row and isinstance(row["text"], str):
-        return [Draft(said, notes=("the column `text` is not used: the reply is in `output`",))]
-    return said
+    said = (*instructed(row, "input", place), *side(row, "output", "assistant", place))
+    return (*earlier(row, place), *said) if row.get("history") else said
 
 
-def _history(history: Any, place: Place) -> list[Message]:
-    messages = []
-    for earlier in history if isinstance(history, list) else [history]:
-        if (
-            not isinstance(earlier, list)
-            or len(earlier) != 2
-            or not all(isinstance(text, str) for text in earlier)
-        ):
+def without_output(row: Row) -> bool:
+    """Whether a row is none of Alpaca's, of which `output` is the reply."""
+    return "output" not in row
+
+
+def earlier(row: Row, place: Place) -> list[Message]:
+    """The messages of `history`, a list of [prompt, reply] or its JSON text; none where it is empty or missing."""
+    messages: list[Message] = []
+    history = row.get("history") or ()
+    if isinstance(history, str) and (not history.strip() or history.lstrip().startswith("[")):
+        history = from_json(history.strip() or "[]", "`history`", place)  # a cell of a table
+    for said in history if isinstance(history, (list, tuple)) else (history,):
+        if not isinstance(said, list) or len(said) != 2 or not all(isinstance(text, str) for text in said):
             raise bad_row(
                 "`history` cannot be read",
                 place,
@@ -135,19 +181,22 @@ def _history(history: Any, place: Place) -> list[Message]:
                 "a list of [prompt, reply]",
                 "write it in this form",
             )
-        messages += [Message("user", earlier[0]), Message("assistant", earlier[1])]
+        messages += [Message("user", said[0]), Message("assistant", said[1])]
     return messages
 
 
 def dolly(row: Row, place: Place) -> tuple[Message, ...]:
     """Instruction and context make the prompt."""
-    return (*_asked(row, "context", place), *side(row, "response", "assistant", place))
+    asked = instructed(row, "context", place)
+    return (*earlier(row, place), *asked, *side(row, "response", "assistant", place))
 
 
-def _asked(row: Row, second: str, place: Place) -> tuple[Message, ...]:
+def instructed(row: Row, second: str, place: Place) -> tuple[Message, ...]:
     """The prompt: an instruction, and behind a blank line what it is about; one alone where the other is empty."""
     given = row.get(second)
-    about = "" if given is None or given == [] else text(row, second, place)
+    if given is None or given == "" or given == []:  # most rows
+        return side(row, "instruction", "user", place)
+    about = text(row, second, place)
     if not about.strip():
         return side(row, "instruction", "user", place)
     asked = text(row, "instruction", place)
@@ -158,10 +207,12 @@ def seeds(row: Row, place: Place) -> list[Draft]:
     """Self-Instruct: one instruction and several instances, each a conversation of one group."""
     instances = row["instances"]
     if not isinstance(instances, list) or not instances or not all(map(_is_exchange, instances)):
+        several = isinstance(instances, list) and len(instances) > 1
+        bad = next(i for i, one in enumerate(instances, 1) if not _is_exchange(one)) if several else 0
         raise bad_row(
             "`instances` cannot be read",
             place,
-            show(instances),
+            f"instance {bad} of {len(instances)}: {show(instances[bad - 1])}" if bad else show(instances),
             'a list of {"input": "...", "output": "..."}, one or more',
             "write them in this form or remove the row",
         )
@@ -169,10 +220,17 @@ def seeds(row: Row, place: Place) -> list[Draft]:
     if len(instances) > 1:
         group = "seed " + hashlib.sha256(repr(row["instruction"]).encode()).hexdigest()[:16]
     drafts = []
-    for instance in instances:
+    for number, instance in enumerate(instances, 1):
         whole = {"instruction": row["instruction"], **instance}
-        messages = (*_asked(whole, "input", place), *side(whole, "output", "assistant", place))
-        drafts.append(Draft(messages, group=group))
+        try:
+            messages = (*instructed(whole, "input", place), *side(whole, "output", "assistant", place))
+        except DataError as error:
+            found = f"instance {number} of {len(instances)}: {error.found}"
+            fix = error.fix.replace("the row", "this instance")
+            raise bad_row(error.what, place, found, error.expected, fix) from None
+        lost = [key for key in instance if key.lower() in _LOST and holds(instance[key])]
+        notes = tuple(f"the key `{key}` of an instance is not used" for key in lost)
+        drafts.append(Draft(messages, group=group, notes=notes))
     return drafts
 
 
@@ -191,34 +249,6 @@ def flan_cot(row: Row, place: Place) -> tuple[Message, ...]:
     return (*side({"question": question}, "question", "user", place), Message("assistant", reply))
 
 
-def chosen(row: Row, place: Place) -> tuple[Message, ...] | list[Draft]:
-    """The chosen side of a preference: the whole conversation, or the reply to a prompt in its own column."""
-    value = row["chosen"]
-    notes = ("of a preference, the chosen side alone is trained",) if "rejected" in row else ()
-    prompt = next((name for name in PROMPTS if row.get(name)), None)
-    if isinstance(value, str) and (said := marked(value, _HH)):
-        messages = said
-    elif isinstance(value, list) and value and (prompt is None or _asks(value, place)):
-        messages = parse_messages(value, place)
-    elif prompt is None:
-        raise bad_row(
-            "the chosen reply has no prompt",
-            place,
-            f"columns {listed(row)}",
-            "a column `prompt`, a list of messages, or a text with Human: and Assistant:",
-            "add the column of the prompt",
-        )
-    else:
-        asked = row[prompt]
-        before = marked(asked.removesuffix("\n\nAssistant:"), _HH) if isinstance(asked, str) else ()
-        messages = (before or side(row, prompt, "user", place)) + side(row, "chosen", "assistant", place)
-    return [Draft(messages, notes=notes)]
-
-
-def _asks(value: list[Any], place: Place) -> bool:
-    return any(message.role == "user" for message in parse_messages(value, place))
-
-
 def marked(value: str, marks: re.Pattern[str]) -> tuple[Message, ...]:
     """The messages of a text that begins with a mark of its first speaker; none where it does not."""
     value = value.strip()
@@ -229,14 +259,16 @@ def marked(value: str, marks: re.Pattern[str]) -> tuple[Message, ...]:
     return tuple(Message("user" if who == "Human" else "assistant", words.strip()) for who, words in said)
 
 
-def side(row: Row, column: str, role: str, place: Place) -> tuple[Message, ...]:
+def side(
+    row: Row, column: str, role: str, place: Place, notes: list[str] | None = None
+) -> tuple[Message, ...]:
     """What one column says: a text is one message of `role`; a list of messages stays what it is."""
     value = row[column]
     if type(value) is str:
-        if value.strip():
+        if value and not value.isspace():
             return (Message(role, value),)
     elif isinstance(value, list) and value:
-        return parse_messages(value, place)
+        return parse_messages(value, place, notes)
     elif value is not None and value != []:
         text(row, column, place)
     raise bad_row(
@@ -257,6 +289,6 @@ def text(row: Row, column: str, place: Place) -> str:
             place,
             f"{column}: {show_type(value)}",
             "a text",
-            "write it in double quotes",
+            as_text(value),
         )
     return value

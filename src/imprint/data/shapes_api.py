@@ -61,7 +61,7 @@ def _exact(actions: Any, tools: dict[str, Row]) -> Row | None:
     if (
         not isinstance(arguments, dict)
         or not known.keys() >= arguments.keys()
-        or "{" in "".join(_texts(arguments))
+        or any("${" in text for text in _texts(arguments))
     ):
         return None
     return call(name, arguments)

@@ -13,6 +13,9 @@ LABELS = (
     "label", "labels", "target", "targets", "summary", "sentiment", "translation", "response", "completion",
     "output", "answer", "answers", "reply", "solution", "instruction", "question", "prompt", "query",
 )  # fmt: skip
+PADDING = "padding, which the attention_mask says is none of the row, is taken away"
+# columns of lengths, and how many there are of one example
+LENGTHS = {"seq_lens": 1, "seq_lengths": 1, "sequence_lengths": 1, "cu_seqlens": 2}
 
 _GUANACO = re.compile(r"(?:^|\n)?### (Human|Assistant):[ ]?")
 _RENDERED = re.compile(
@@ -72,9 +75,59 @@ def tokens(column: str) -> Read:
                 "one label or more",
                 "remove the row",
             )
-        return [Draft((), tokens=Tokens(tuple(ids), weights))]
+        _refuse_packed(row, place)
+        made, note = _without_padding(row, Tokens(tuple(ids), weights), place)
+        return [Draft((), tokens=made, notes=note)]
 
     return read
+
+
+def _refuse_packed(row: Row, place: Place) -> None:
+    """DataError for several examples in one row: as one text, the later would see the earlier."""
+    packed = [
+        name for name, one in LENGTHS.items() if isinstance(row.get(name), list) and len(row[name]) > one
+    ]
+    positions = row.get("position_ids")
+    if isinstance(positions, list) and positions.count(0) > 1 and not _is_padded(row):
+        packed.append("position_ids")
+    if packed:
+        raise bad_row(
+            "the row is several examples packed into one",
+            place,
+            "; ".join(f"{name}: {show(row[name])}" for name in packed),
+            "one example a row: imprint packs them itself",
+            "give the rows as they were before they were packed",
+        )
+
+
+def _is_padded(row: Row) -> bool:
+    mask = row.get("attention_mask")
+    return isinstance(mask, list) and 0 in mask
+
+
+def _without_padding(row: Row, made: Tokens, place: Place) -> tuple[Tokens, tuple[str, ...]]:
+    """The ids that the row's attention_mask lets be seen; padding before them would shift their positions."""
+    if row.get("attention_mask") is None:
+        return made, ()
+    mask = _integers(row, "attention_mask", place)
+    if len(mask) == len(made.ids) and all(mask):
+        return made, ()
+    kept = [at for at, seen in enumerate(mask) if seen]
+    inner = bool(kept) and kept == list(range(kept[0], kept[-1] + 1))
+    if (
+        len(mask) != len(made.ids)
+        or not inner
+        or any(w and not mask[at] for at, w in enumerate(made.weights))
+    ):
+        raise bad_row(
+            "the attention mask is not that of the ids",
+            place,
+            f"attention_mask: {show(mask)}",
+            "a 1 for each id, and 0 for padding before or behind all of them, which is not learned",
+            "tokenise the row again, without padding",
+        )
+    ids, weights = zip(*[(made.ids[at], made.weights[at]) for at in kept], strict=True)
+    return Tokens(ids, weights), (PADDING,)
 
 
 def _integers(row: Row, column: str, place: Place) -> list[int]:

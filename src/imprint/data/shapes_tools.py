@@ -11,7 +11,7 @@ from typing import Any
 from imprint.data.conversation import Message, Place
 from imprint.data.faults import bad_row, cut, from_json, listed, show
 from imprint.data.messages import parse_messages
-from imprint.data.shapes import Draft, Row, side
+from imprint.data.shapes import Draft, Row, side, text
 from imprint.errors import DataError
 
 LOST_CALLS = "what follows the first tool call that the text does not show is left out"
@@ -177,9 +177,7 @@ def tau_bench(row: Row, place: Place) -> list[Draft]:
     A tool call is displayed as `None`, or as the text beside it; what a model would see after it cannot
     be known.
     """
-    shown = row["messages_display"]
-    if not isinstance(shown, str):
-        side(row, "messages_display", "user", place)
+    shown = text(row, "messages_display", place)
     said = [part.partition(": ") for part in _SPEAKER.split(shown) if part.strip()]
     messages: list[Message] = []
     for at, (role, _, words) in enumerate(said):

@@ -6,7 +6,7 @@ the root down to a last reply, and in it the replies that an earlier path trains
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from imprint.data.conversation import Message, Place
@@ -15,19 +15,26 @@ from imprint.data.messages import ALIASES
 from imprint.data.shapes import Draft, Row
 
 REMOVED = "a message that is marked deleted, or failed its review, is left out with what answers it"
+UNRANKED = "of several replies without a rank, branches=best takes the first"
+ANSWERS = "answers of bfcl"  # what a row of ground truth is beside its questions
 TREE_KEYS = ("message_id", "parent_id", "message_tree_id", "text", "role", "rank", "deleted", "review_result")
 
 
 class Tree(NamedTuple):
-    """Stands in a record for the messages of one tree that lay in rows of their own."""
+    """Stands in a record for the messages of one tree that lay in rows of their own.
+
+    `removed` are the places of those of its messages that are left out, by their message_id.
+    """
 
     row: Row
+    removed: dict[str, Place]
 
 
 class Member(NamedTuple):
-    """Stands in a record for a row that is used as part of the tree at another place."""
+    """Stands in a record for a row that is used as a part of one at another place; `of` says what it is there."""
 
     root: Place
+    of: str = "oasst_messages"
 
 
 class _Node(NamedTuple):
@@ -43,6 +50,11 @@ def is_tree(row: Row) -> bool:
     return isinstance(prompt, dict) and "replies" in prompt
 
 
+def is_removed(message: Row) -> bool:
+    """Whether a message is marked deleted, or failed its review."""
+    return message.get("deleted") is True or message.get("review_result") is False
+
+
 def is_tree_message(value: Any) -> bool:
     """Whether a row is one message of a tree, to be gathered with the others."""
     return (
@@ -55,8 +67,13 @@ def is_tree_message(value: Any) -> bool:
     )
 
 
-def trees(row: Row, place: Place, branches: str = "all") -> list[Draft]:
-    """The conversations of a tree; branches="best" keeps of several replies the one of the lowest rank."""
+def trees(
+    row: Row, place: Place, branches: str = "all", places: Mapping[str, Place] | None = None
+) -> list[Draft]:
+    """The conversations of a tree; branches="best" keeps of several replies the one of the lowest rank.
+
+    `places` are those of messages that lay in rows of their own, by message_id; the others lie at `place`.
+    """
     removed: list[Row] = []
     roots = _nodes([row["prompt"]], place, removed)
     group = "tree " + str(row.get("message_tree_id") or row["prompt"].get("message_id") or place)
@@ -72,7 +89,10 @@ def trees(row: Row, place: Place, branches: str = "all") -> list[Draft]:
             "remove the row",
         )
     if removed:
-        drafts[0] = drafts[0]._replace(notes=(REMOVED,) * len(removed))
+        at = [(places or {}).get(str(one.get("message_id")), place) for one in removed]
+        drafts[0] = drafts[0]._replace(notes_at=tuple((REMOVED, one) for one in at))
+    if branches == "best" and any(_is_unranked(root) for root in roots):
+        drafts[0] = drafts[0]._replace(notes=(UNRANKED,))
     return drafts
 
 
@@ -96,7 +116,7 @@ def _nodes(values: list[Any], place: Place, removed: list[Row]) -> list[_Node]:
         for value in given:
             if not isinstance(value, dict) or not isinstance(value.get("text"), str):
                 raise _unreadable(value, place)
-            if value.get("deleted") is True or value.get("review_result") is False:
+            if is_removed(value):
                 removed.append(value)
                 continue
             role = ALIASES.get(str(value.get("role")).lower())
@@ -153,12 +173,24 @@ def _answers(node: _Node, branches: str) -> bool:
 
 
 def _chosen(replies: list[_Node], branches: str) -> list[_Node]:
-    """The replies to follow: all, or of the assistant's the best alone (without a rank: the last)."""
+    """The replies to follow: all, or of the assistant's the best alone: a ranked one, else the first."""
     if branches == "all":
         return replies
     said = [node for node in replies if node.role == "assistant"]
     best = min(said, key=_rank, default=None)
     return [node for node in replies if node.role != "assistant" or node is best]
+
+
+def _is_unranked(root: _Node) -> bool:
+    """Whether somewhere, of what is followed, the best of several replies had to be chosen without any rank."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        said = [_rank(reply) for reply in node.replies if reply.role == "assistant"]
+        if len(said) > 1 and min(said) == float("inf"):
+            return True
+        waiting += _chosen(node.replies, "best")
+    return False
 
 
 def _rank(node: _Node) -> float:

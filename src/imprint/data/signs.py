@@ -12,7 +12,8 @@ REPLACED = "characters were lost: the replacement character �"
 ENTITIES = "HTML entities (&amp;) stand in the text"
 OPEN_CODE = "a reply ends inside a block of code: it may be cut off"
 NO_TEXT = "the text is a value that a program left: nan, [object Object]"
-NO_INPUT = "<noinput> stands for an input that is missing"
+NOTHING = "the text is a word that stands for nothing: NULL, NA, #N/A"
+NO_INPUT = "<noinput>, nan or NULL stands for an input that is missing"
 ALL_CUT = "many replies have exactly the length of the longest: they may be cut off"
 
 HELP = {
@@ -23,6 +24,7 @@ HELP = {
     ENTITIES: "unescape them, unless the rows are about HTML",
     OPEN_CODE: "look whether the reply is whole",
     NO_TEXT: "remove the row, or write the text",
+    NOTHING: "remove the row, unless the word is what is meant",
     NO_INPUT: "remove the word: an empty input is left away",
     ALL_CUT: "look whether the replies are whole",
 }
@@ -47,12 +49,21 @@ _MOJIBAKE = re.compile(f"Ã{_TRAIL}|Â[\u00a0-\u00bf]|â€{_TRAIL}|ï»¿|ï¿�
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#0?39|#x27|#34);")
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|\bhtml\b|\bxml\b|\bentit|\bescap|\bencod|\burl", re.IGNORECASE)
 _JUNK = {"nan", "NaN", "[object Object]"}
+# None and undefined are not among them: replies about programs are just that
+_NOTHING = {"NULL", "null", "NA", "N/A", "n/a", "<NA>", "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!"}
+_ENDS = tuple(f"\n\n{word}" for word in ("nan", "NaN", "NULL", "null", "<NA>", "#N/A"))
 
 
 def signs(text: str, *, reply: bool = False, control: re.Pattern[str] | None = None) -> Iterator[str]:
     """The signs in one text, each once. `control` finds the control tokens of the tokenizer, where there is one."""
-    if len(text) <= 20 and text.strip() in _JUNK:
-        yield NO_TEXT
+    if len(text) <= 20:
+        word = text.strip()
+        if word in _JUNK:
+            yield NO_TEXT
+        elif word in _NOTHING:
+            yield NOTHING
+    if not reply and text.endswith(_ENDS) and "<noinput>" not in text:
+        yield NO_INPUT
     if control is not None and control.search(text):
         yield CONTROL
     if not _ANY.search(text):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from imprint.data.catalogue import ALONE, FORMATS, OPTIONAL, Format
 from imprint.data.faults import slip
+from imprint.data.vocabulary import holds as holds
 
 # words of their own that files hold beside what imprint reads: there may be no fault in them
 WORDS = {"tool", "function", "content", "contest", "construction", "instructor", "national", "rational"}
@@ -15,7 +15,6 @@ _UNTRAINED = {"id"}  # nothing that is trained depends on it
 _HAVE_TOOLS = {"bfcl", "toolalpaca"}  # these make their tools of columns of their own
 
 
-@functools.lru_cache(maxsize=1024)
 def slips(format: Format, columns: tuple[str, ...]) -> tuple[tuple[str, str, bool], ...]:
     """Columns that are nearly one that the format would read and the row lacks: (column, that one, surely so)."""
     optional = _OF_DOCUMENTS if format.rank == ALONE else OPTIONAL
@@ -39,8 +38,10 @@ def _further(format: Format, columns: tuple[str, ...]) -> list[str]:
     return names
 
 
-def holds(value: Any) -> bool:
-    """Whether a value would change what is trained if it were read: 0 and false would."""
-    return (
-        bool(value.strip()) if isinstance(value, str) else value is not None and value != [] and value != {}
-    )
+def is_meant(value: Any, like: str) -> bool:
+    """Whether a value shows that the column is the one that its name is like: a list of tools, or its JSON text."""
+    if like not in ("tools", "functions"):
+        return False
+    if isinstance(value, str):
+        return value.lstrip().startswith("[{") and '"name"' in value
+    return isinstance(value, list) and all(isinstance(tool, dict) for tool in value)

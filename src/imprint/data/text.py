@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from imprint.data.encodings import guesses, wide
 from imprint.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
@@ -22,16 +22,6 @@ FOREIGN_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-# Encodings of two bytes a character, each with what its texts are full of
-_DOUBLE = {
-    "cp932": ("SHIFT_JIS", re.compile("[\u3041-\u30fc]")),
-    "euc_jp": ("EUC-JP", re.compile("[\u3041-\u30fc]")),
-    "euc_kr": ("EUC-KR", re.compile("[\uac00-\ud7a3]")),
-    "gb18030": ("GBK", re.compile("[的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年,。,]")),
-    "big5": ("BIG5", re.compile("[的一是不了在人有我他這中大來上國個到說們為子和你地出道也時年,。,]")),
-}
-_CYRILLIC = re.compile("[а-яё]")
-_HIGH = re.compile(rb"[\x80-\xff]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +40,16 @@ def refuse_foreign(head: bytes, file: str) -> None:
     if name:
         found = f"a zero byte at byte offset {head.index(0)}, and one beside nearly every letter"
         raise _foreign(name, found, file)
+    if not _begins_as_utf8(head[:4096]) and (name := wide(head[:4096])):
+        raise _foreign(name, "no text in UTF-8, but one where two bytes are a character", file)
+
+
+def _begins_as_utf8(head: bytes) -> bool:
+    try:
+        str(head, "utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4  # the last character may be cut
+    return True
 
 
 def _by_zeros(head: bytes) -> str:
@@ -88,41 +88,18 @@ def decode(data: bytes, file: str) -> str:
 
 
 def not_utf8(data: bytes, at: int, where: str, offset: int) -> DataError:
-    """What is wrong with byte `at` of `data`, which is byte `offset` of the file; names the likely encoding."""
-    name = guess_encoding(data[max(0, at - 2000) : at + 6000])
-    others = " or Latin-1" if name == "WINDOWS-1252" else ""
+    """What is wrong with byte `at` of `data`, which is byte `offset` of the file; names the likely encodings."""
+    names = guesses(data[max(0, at - 2000) : at + 6000])
+    perhaps = " or ".join(names).replace("WINDOWS-1252", "WINDOWS-1252 or Latin-1")
+    fix = "save it as UTF-8" + (f": iconv -f {names[0]} -t UTF-8 OLD > NEW" if names else "")
     return DataError(
         "the text is not UTF-8",
         where=where,
-        found=f"byte 0x{data[at]:02X} at byte offset {offset} (perhaps {name}{others})",
+        found=f"byte 0x{data[at]:02X} at byte offset {offset} "
+        + (f"(perhaps {perhaps})" if names else "(of which encoding it is, it does not show)"),
         expected="UTF-8",
-        fix=f"save it as UTF-8: iconv -f {name} -t UTF-8 OLD > NEW",
+        fix=fix if names else "open it in the program that wrote it, and save it as UTF-8",
     )
-
-
-def guess_encoding(data: bytes) -> str:
-    """iconv's name of the encoding that text which is not UTF-8 most likely has.
-
-    Where bytes above 127 stand alone among letters, it is a Western one; else the one is taken in
-    which the text has most of what its language is full of.
-    """
-    runs = _HIGH.findall(data)
-    high = sum(map(len, runs))
-    if not runs or high / len(runs) < 1.5:
-        return "WINDOWS-1252"
-    best, name = 0.0, "WINDOWS-1252"
-    for codec, (called, common) in _DOUBLE.items():
-        text = str(data, codec, "replace")
-        others = len(re.findall(r"[^\x00-\x7f]", text)) or 1
-        bad = text.count("\ufffd")
-        score = (len(common.findall(text)) - 5 * max(0, bad - 2)) / others  # a window may cut two characters
-        if score > max(best, 0.08):
-            best, name = score, called
-    for codec, called in (("cp1251", "WINDOWS-1251"), ("koi8_r", "KOI8-R")):
-        score = len(_CYRILLIC.findall(str(data, codec, "replace"))) / high
-        if score > max(best, 0.75):
-            best, name = score, called
-    return name
 
 
 def refuse_surrogates(value: Any, where: str) -> None:

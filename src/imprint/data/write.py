@@ -49,10 +49,10 @@ def line(row: Row) -> str:
 
 
 @contextlib.contextmanager
-def aside(out: Path, *, force: bool = False) -> Iterator[Path]:
+def aside(out: Path, *, force: bool | None = None) -> Iterator[Path]:
     """A path beside `out` that gets its name when all went well, and is removed when not.
 
-    DataError where `out` is there already and `force` is not given.
+    DataError where `out` is there already and `force` is not given; None says that there is no such option.
     """
     refuse_existing(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,15 @@ def aside(out: Path, *, force: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def refuse_existing(out: Path, *, force: bool) -> None:
+def refuse_existing(out: Path, *, force: bool | None = None) -> None:
     if out.is_dir() or (out.exists() and not force):
+        other = "choose another name, or " + (
+            "remove it first" if force is None else "write over it with --force"
+        )
         raise DataError(
             "it is a folder" if out.is_dir() else "the file exists already",
             where=str(out),
-            fix="name a file in it" if out.is_dir() else "choose another name, or write over it with --force",
+            fix="name a file in it" if out.is_dir() else other,
         )
 
 

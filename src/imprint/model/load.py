@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from imprint.auto import may_be_hub_id, no_folder
 from imprint.errors import ModelError
 from imprint.model.attention import NAMES
+from imprint.model_facts import may_be_hub_id, no_folder
 
 disable_progress_bar()  # a run has its own display
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from imprint.auto import may_be_hub_id, no_folder
 from imprint.data.conversation import Message
 from imprint.errors import ModelError, RunError, TemplateError
 from imprint.evaluate.generate import TextStream, greedy, until_stop
 from imprint.model.load import find_model, grow_embeddings, refuse_remote_code
 from imprint.model.rowmodel import RowModel
+from imprint.model_facts import may_be_hub_id, no_folder
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
 from imprint.render.template import Refused
 

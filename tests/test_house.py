@@ -19,7 +19,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 # `cache` keeps what preparation makes.
 FLOOR = {
     "cli": 7, "cli_show": 7, "cli_config": 7, "cli_arguments": 7, "api": 7,
-    "cli_data": 7, "cli_check": 7, "cli_sets": 7, "cli_left_out": 7,
+    "cli_data": 7, "cli_check": 7, "cli_sets": 7, "cli_formats": 7, "cli_sources": 7, "cli_examples": 7,
+    "cli_left_out": 7,
     "run": 6, "prepare": 6, "save": 6, "folder": 6, "build": 6, "samples": 6, "demo": 6,
     "show": 6, "show_row": 6, "show_diff": 6, "show_page": 6, "left_out": 6,
     "preparation": 6, "cache": 3,
@@ -27,7 +28,7 @@ FLOOR = {
     "distributed": 4,
     "pack": 3, "model": 3,
     "render": 2, "data": 2, "track": 2,
-    "auto": 1, "settings": 1, "layers": 1, "meaning": 1, "schema": 1, "recipe": 1,
+    "auto": 1, "model_facts": 1, "settings": 1, "layers": 1, "meaning": 1, "schema": 1, "recipe": 1,
     "errors": 0,
 }  # fmt: skip
 
@@ -39,6 +40,8 @@ SEES_RECIPE = {
     "cli",
     "cli_data",
     "cli_check",
+    "cli_sources",
+    "cli_examples",
     "cli_left_out",
     "left_out",
     "api",
@@ -63,6 +66,7 @@ LIGHT = (
     "layers",
     "settings",
     "auto",
+    "model_facts",
     "errors",
     "data",
     "render",
@@ -76,6 +80,9 @@ LIGHT = (
     "cli_data",
     "cli_check",
     "cli_sets",
+    "cli_formats",
+    "cli_sources",
+    "cli_examples",
     "cli_left_out",
     "api",
 )

@@ -40,6 +40,7 @@ def here(tmp_path, tiny, monkeypatch):
     """A folder with a model and rows, its own cache, and itself as the current directory."""
     shutil.copytree(tiny, tmp_path / "model")
     write_rows(tmp_path / "rows.jsonl", MIXED)
+    write_rows(tmp_path / "general.jsonl", [{"text": f"Text {i}. " * (i + 1)} for i in range(12)])
     write_rows(tmp_path / "others.jsonl", [{"prompt": "Another?", "response": "Yes."}, ROWS[0]])
     monkeypatch.setenv("IMPRINT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -71,7 +72,20 @@ def told(made):
         "ledger": json.dumps(made.ledger.to_json()),
         "rendering": [made.rendering.stop_ids, made.rendering.added, made.rendering.notes],
         "numbers": [made.num_tokens, made.longest, made.plan, made.decisions],
+        "replay": made.replay and told_of_replay(made.replay),
         "samples": [(facts_of(turn), conversation) for turn, conversation in fixed_prompts(made)],
+    }
+
+
+def told_of_replay(pieces):
+    return {
+        "pieces": [
+            [[facts_of(turn) for turn in group] for group in part]
+            for part in (pieces.drawable, pieces.held_out)
+        ],
+        "origin": list(pieces.origin),
+        "ledger": json.dumps(pieces.ledger.to_json()),
+        "fingerprint": pieces.fingerprint,
     }
 
 
@@ -82,6 +96,7 @@ SETTINGS = [
     ("consecutive_replies=leave_out", "control_tokens=escape"),
     ("too_long=truncate", "train_on=last_reply"),
     ("template=alpaca", "control_tokens=keep", "samples=50"),
+    ("replay=[general.jsonl, others.jsonl]", "replay_length=16", "validation=others.jsonl"),
 ]
 
 
@@ -213,13 +228,14 @@ OTHER = {
     "too_long": ("too_long=truncate", "too_long=error"),
     "unfaithful": ("unfaithful=keep", "unfaithful=error"),
     "control_tokens": ("control_tokens=keep", "control_tokens=escape"),
+    "replay_length": ("replay=others.jsonl", *(f"replay=others.jsonl replay_length={n}" for n in (40, 50))),
 }
 
 
 def test_another_setting_is_another_key(here):
     (here / "own.jinja").write_text(DATED)
     assert set(OTHER) == set(RENDERED_BY)
-    keys = [key_of()] + [key_of(given) for every in OTHER.values() for given in every]
+    keys = [key_of()] + [key_of(*given.split()) for every in OTHER.values() for given in every]
     assert len(set(keys)) == len(keys)
 
 
@@ -235,6 +251,32 @@ def test_how_the_data_is_read_is_part_of_the_key(here):
     every += [[data[0], data[0]], [data[0], {"path": "copy.jsonl"}]]
     keys = [key_of(data=json.dumps(sources)) for sources in every]
     assert len(set(keys)) == len(keys)
+
+
+def test_the_bytes_of_replay_are_part_of_the_key(here):
+    before = key_of("replay=general.jsonl")
+    shutil.copyfile(here / "general.jsonl", here / "moved.jsonl")
+    assert key_of("replay=moved.jsonl") == before != key_of()
+    for given in ("replay=[general.jsonl, general.jsonl]", "replay={path: general.jsonl, format: text}"):
+        assert key_of(given) != before
+    for given in ("replay_share=0.5", "replay_share_of=weight"):
+        assert key_of("replay=general.jsonl", given) == before, "drawn is what was cut, in any share"
+    with (here / "general.jsonl").open("a") as file:
+        file.write(" ")
+    assert key_of("replay=general.jsonl") != before
+
+
+def test_replay_that_is_moved_is_told_by_its_new_name(here):
+    given = ("replay_length=16",)
+    first = prepared("replay=general.jsonl", *given)
+    (here / "general.jsonl").rename(here / "moved.jsonl")
+    second = prepared("replay=moved.jsonl", *given)
+    assert second.origin.taken
+    assert second.replay.drawable[0][0].source.file == "moved.jsonl"
+    assert second.replay.ledger.files == {"moved.jsonl": 12}
+    assert second.plan.replay == first.plan.replay
+    drawn = [[facts_of(turn)[:2] for turn in one.replay.drawable[0]] for one in (first, second)]
+    assert drawn[0] == drawn[1]
 
 
 def test_what_changes_no_turn_is_the_same_key(here):
@@ -273,11 +315,12 @@ def test_every_setting_that_is_read_is_part_of_the_key(here, monkeypatch):
             asked.add(name)
             return getattr(self.recipe, name)
 
-    made = Preparation(Watched(recipe_of("max_length=100")), here / "model", NOW)
+    recipe = recipe_of("max_length=100", "replay=others.jsonl", "replay_length=40")
+    made = Preparation(Watched(recipe), here / "model", NOW)
     (here / "made").mkdir()
     made.make(here / "made")
     # the bytes of the data, and what loads the tokenizer, are in the key as what they are
-    assert asked - {"data", "revision", "trust_remote_code"} == set(RENDERED_BY)
+    assert asked - {"data", "replay", "revision", "trust_remote_code"} == set(RENDERED_BY)
 
 
 def test_a_moved_file_is_told_by_its_new_name(here):

@@ -75,7 +75,9 @@ def test_the_model_of_the_arguments_brings_the_preset():
     assert resolve(recipe, ["model=two"]).recipe.learning_rate == 2e-3
 
 
-@pytest.mark.parametrize("key", ["model", "data", "output", "validation", "revision", "trust_remote_code"])
+@pytest.mark.parametrize(
+    "key", ["model", "data", "output", "validation", "replay", "revision", "trust_remote_code"]
+)
 def test_a_preset_may_not_choose_for_the_user(key):
     write(f"seed: 1\n{key}: x\n", "base/imprint.yaml")
     error = refusal(*BASE)
@@ -310,6 +312,8 @@ def test_files_that_cannot_be_read():
 # ---- settings without a meaning beside the others
 
 MEANINGLESS = {
+    "replay_*": ["replay_length=8"],
+    "replay_share_of": ["replay_share_of=weight", "replay=text.txt", "replay_share=0"],
     "lora.*": ["lora.rank=8"],
     "min_improvement": ["min_improvement=0.1", "validation=0"],
     "patience": ["patience=2", "validation=0"],
@@ -324,6 +328,9 @@ MEANINGLESS = {
     "validation.split": ["validation.split=test", "validation=held.json"],
     "validation.config": ["validation.config=en", "validation=held.json"],
     "validation.revision": ["validation.revision=v1", "validation=held.json"],
+    "replay.*.split": ["replay.0.split=test", "replay.0.path=text.txt"],
+    "replay.*.config": ["replay.0.config=en", "replay.0.path=text.txt"],
+    "replay.*.revision": ["replay.0.revision=v1", "replay.0.path=text.txt"],
     "layout": ["layout=shared", "dropout=0.1"],
     "attention": ["attention=reference", "layout=separate"],
 }
@@ -448,3 +455,10 @@ def test_the_page_of_the_recipe_is_up_to_date():
     spec.loader.exec_module(tool)
     page = (root / "docs" / "recipe.md").read_text(encoding="utf-8")
     assert page == tool.recipe_page(), "run: python tools/write_docs.py"
+
+
+@pytest.mark.parametrize("name", ["format", "share", "split", "config", "fields", "branches"])
+def test_a_setting_of_a_source_given_alone_is_named_in_full(name):
+    with pytest.raises(RecipeError) as raised:
+        resolve(None, ["model=m", "data=d.jsonl", f"{name}=x"])
+    assert f"write `data.0.{name}`" in str(raised.value)

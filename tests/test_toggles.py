@@ -39,6 +39,7 @@ def on(*given: str, changes: str = "", base: tuple[str, ...] = (), refused: str 
     return Toggle(given, tuple(changes.split()), base, refused)
 
 
+MIXED = ("replay.0.path=text.jsonl", "replay_share=0.5")
 VALIDATED = ("validation=0.25", "validate_every=1", "max_steps=3")
 
 TOGGLES: dict[str, list[Toggle]] = {
@@ -66,6 +67,30 @@ TOGGLES: dict[str, list[Toggle]] = {
         on("validation=0.25", changes="data validations"),
         on("validation=fewer.jsonl", changes="validations ledger"),
     ],
+    "replay": [on("replay=text.jsonl", "replay_share=0.5", changes="ledger turns batches losses weights forgotten")],
+    "replay.N.path": [on("replay.0.path=fewer.jsonl", changes="ledger turns forgotten", base=MIXED)],
+    "replay.N.share": [on("replay.0.share=0.5", changes="ledger", base=MIXED)],
+    "replay.N.format": [on("replay.0.format=alpaca", refused="the row is not of the format alpaca", base=MIXED)],
+    "replay.N.fields": [
+        on("replay.0.fields.prompt=b", "replay.0.fields.response=a", changes="turns",
+           base=("replay.0.path=letters.jsonl", "replay_share=0.5", "replay.0.fields.prompt=a",
+                 "replay.0.fields.response=b")),
+    ],
+    "replay.N.branches": [on("replay.0.branches=best", changes="turns ledger",
+                             base=("replay.0.path=trees.jsonl", "replay_share=0.5"))],
+    "replay.N.split": [on("replay.0.split=test", refused="only hub datasets", base=MIXED)],
+    "replay.N.config": [on("replay.0.config=main", refused="only hub datasets", base=MIXED)],
+    "replay.N.revision": [on("replay.0.revision=main", refused="only hub datasets", base=MIXED)],
+    "replay_share": [on("replay_share=0.25", changes="batches turns shares", base=MIXED),
+                     on("replay_share=0", changes="batches shares", base=MIXED),
+                     on("replay_share=0.5", refused="nothing to mix in")],
+    "replay_share_of": [on("replay_share_of=weight", changes="turns shares losses weights", base=MIXED),
+                        on("replay_share_of=weight", refused="nothing to mix in"),
+                        on("replay_share=0", "replay_share_of=weight", refused="no replay is trained", base=MIXED),
+                        on("batch_size=1", "replay_share_of=weight", refused="cannot share", base=MIXED)],
+    "replay_length": [on("replay_length=20", changes="turns ledger batches", base=MIXED),
+                      on("replay_length=200", refused="longer than max_length", base=MIXED),
+                      on("replay_length=20", refused="nothing to mix in")],
     "bad_rows": [on("data=broken.jsonl", "bad_rows=leave_out", changes="ledger"),
                  on("data=broken.jsonl", refused="bad_rows=leave_out")],
     "template": [on("template=chat.jinja", changes="start"), on("template=alpaca", changes="turns stop")],
@@ -153,6 +178,10 @@ def here(tmp_path_factory, tiny):
     (folder / "coded/config.json").write_text(json.dumps(config))
     write_rows(folder / "rows.jsonl", ROWS)
     write_rows(folder / "fewer.jsonl", ROWS[4:12])
+    write_rows(
+        folder / "text.jsonl",
+        [{"text": f"The colour of thing {i} is like that. " * (i + 1)} for i in range(9)],
+    )
     two = [*ROWS[0]["messages"], {"role": "assistant", "content": "Or pink."}]
     write_rows(folder / "two.jsonl", [*ROWS[1:9], {"messages": two}])
     question, answer = ROWS[0]["messages"]
@@ -257,6 +286,8 @@ def observe(here: Path, folder: Path, *given: str) -> dict[str, Any]:
         "layout": start["recipe"]["layout"],
         "attention": start["recipe"]["attention"],
         "validations": [(event["step"], event["trained_tokens"]) for event in events_of(run, "validation")],
+        "forgotten": [(event["step"], event["loss"]) for event in events_of(run, "replay_loss")],
+        "shares": [(event.get("replay"), event.get("replay_weight")) for event in steps],
         "best": [event["best"] for event in events_of(run, "validation")],
         "checkpoints": [event["step"] for event in events_of(run, "checkpoint")],
         "samples": [(sample["step"], sample["prompt"], sample["reply"]) for sample in samples],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from imprint.data.catalogue import FORMATS, Format
+from imprint.data.message_keys import FLAGS, WEIGHT_KEYS
 from imprint.schema import Setting, describe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -26,7 +27,7 @@ folder), then the recipe file, then the arguments. `imprint config show` prints 
 `imprint config why KEY` tells where one value comes from. `auto` is resolved once, when the run is
 created, and printed with the reason.
 
-`N` counts the sources of `data` from 0; `validation` may be a source of the same keys. A setting
+`N` counts the sources of `data` and `replay` from 0; `validation` may be a source of the same keys. A setting
 that has no meaning beside the others is refused.
 
 | key | type | default | meaning |
@@ -57,23 +58,50 @@ a test keeps it up to date.
 - Columns with names of your own: `data.0.fields.prompt=COLUMN data.0.fields.response=COLUMN`; the parts are
   the columns below.
 - Any row may also have `system` (or `system_prompt`), `tools` (or `functions`; a list or its JSON text), `weight`
-  and `id`. Further columns are not used; the ledger says so of those that often belong to a prompt.
-- Messages may have `weight` or `train`, `name`, `tool_calls` or `function_call`, `tool_call_id`, `reasoning`;
-  their content may be a text or parts (`text`, `refusal`, `thinking`, `tool_use`, `tool_result`, ...). Images and
-  sounds are refused.
+  and `id`. Further columns are not used. Of those with a known meaning (a context, a thought, another reply) the
+  ledger says so; an instruction, a question or a system text that the model would not see is refused, with the
+  ways to use it or to leave it aside. Nothing is said where its text stands in the conversation already.
+- Messages may have `name`, `tool_calls` or `function_call`, `tool_call_id`, `reasoning`, and the flags below;
+  their content (also `value` or `text`) may be a text or parts (`text`, `refusal`, `thinking`, `tool_use`,
+  `tool_result`, ...). A call may have `arguments`, `parameters` or `args`; a result must answer an earlier call,
+  where both have ids. Arguments are an object or its JSON text; an empty text is read as none. Images, sounds
+  and attachments are refused; a mark such as `<image>` in a prompt is told, as is a tag of a thought without the
+  other. A thought both in tags and apart is trained once, and refused where the two differ.
 - A `.txt` file is one document. To train on its paragraphs, write them as rows of a column `text`.
 - Refused, each with its reason: prompts without a reply, texts alone, ground truth without its question, tasks of
-  several turns that a program answers, a text with a label, a conversation that was rendered already, and of
-  labelled completions (KTO) those of the label false.
+  several turns that a program answers, a text with a label, a conversation that was rendered already, ids of
+  several examples packed into one row, and of labelled replies (KTO) those of the label false (beside `prompt` and
+  `completion` also 0).
+- Lists may stand in the cells of a table as JSON text: `messages`, `tools`, `history`. An empty cell is none.
 
 | format | columns | what becomes of a row | example |
 |---|---|---|---|
 """
 
 
+FLAGS_HEAD = """
+## Which messages are trained
+
+Every reply to a prompt is, unless a key of its message says otherwise; the model sees it in either case. The keys
+are read in every format. Two that differ are refused, and so is any other value than these. A message that is no
+reply may say that it is not trained, and nothing else.
+
+| key of a message | context alone | trained |
+|---|---|---|
+"""
+
+
 def formats_page() -> str:
-    """docs/formats.md: every format of a row."""
-    return FORMATS_HEAD + "".join(map(_format_line, FORMATS))
+    """docs/formats.md: every format of a row, and the flags of messages."""
+    keys = tuple(dict.fromkeys((*WEIGHT_KEYS, *FLAGS)))
+    return FORMATS_HEAD + "".join(map(_format_line, FORMATS)) + FLAGS_HEAD + "".join(map(_flag_line, keys))
+
+
+def _flag_line(key: str) -> str:
+    if key not in FLAGS:
+        return f"| `{key}` | `0` | a number above 0: that many times the loss |\n"
+    trained = bool(FLAGS[key])
+    return f"| `{key}` | `{json.dumps(not trained)}` | `{json.dumps(trained)}` |\n"
 
 
 def _format_line(format: Format) -> str:

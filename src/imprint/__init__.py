@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from imprint.api import make_recipe as make_recipe
     from imprint.api import train as train_recipe
     from imprint.auto import Decision as Decision
-    from imprint.auto import read_model_facts as read_model_facts
     from imprint.auto import resolve_auto as resolve_auto
     from imprint.auto import resolve_intervals as resolve_intervals
     from imprint.data.conversation import Conversation as Conversation
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from imprint.model.load import load_model as load_model
     from imprint.model.load import set_stops as set_stops
     from imprint.model.rowmodel import RowModel as RowModel
+    from imprint.model_facts import read_model_facts as read_model_facts
     from imprint.pack.collate import collate as collate
     from imprint.pack.plan import Plan as Plan
     from imprint.pack.plan import share_out as share_out
@@ -87,7 +87,7 @@ _HOMES = {
     "read_recipe": "imprint.settings:load",
     "write_recipe": "imprint.settings:dump",
     "Decision": "imprint.auto",
-    "read_model_facts": "imprint.auto",
+    "read_model_facts": "imprint.model_facts",
     "resolve_auto": "imprint.auto",
     "resolve_intervals": "imprint.auto",
     "ImprintError": "imprint.errors",

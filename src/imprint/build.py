@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,10 @@ from imprint.model.checks import choose_layout
 from imprint.model.load import load_model, set_stops
 from imprint.model.rowmodel import RowModel
 from imprint.pack.plan import share_out
+from imprint.pack.row import Row
 from imprint.prepare import Prepared
 from imprint.recipe import Recipe
+from imprint.render.turns import Turn
 from imprint.train.loop import Data
 from imprint.train.optim import Schedule, adamw
 from imprint.train.step import TrainState
@@ -83,13 +85,31 @@ def build(prepared: Prepared, mesh: Mesh, say: Say) -> Built:
     shard(row_model, mesh)
     optimizer = adamw(row_model, weight_decay=recipe.weight_decay, betas=recipe.betas, epsilon=recipe.epsilon)
     assert isinstance(recipe.learning_rate, float)
-    assert isinstance(recipe.row_tokens, int)
     schedule = Schedule(recipe.learning_rate, prepared.plan.total_steps, recipe.schedule, recipe.warmup)
     compute = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
     state = TrainState(row_model, optimizer, schedule, mesh, compute, recipe.clip)
-    validation = [turn for turns in prepared.validation for turn in turns]
-    rows = share_out(validation, recipe.row_tokens, mesh.size, layout)[mesh.rank] if validation else []
-    return Built(state, row_model, Data(prepared.train, rows, recipe.row_tokens, layout), recipe, decisions)
+    data = rows_of(prepared, recipe, mesh, layout)
+    return Built(state, row_model, data, recipe, decisions)
+
+
+def rows_of(prepared: Prepared, recipe: Recipe, mesh: Mesh, layout: str) -> Data:
+    """What is trained on, and this rank's rows of what is only looked at."""
+    budget, replay = recipe.row_tokens, prepared.replay
+    assert isinstance(budget, int)
+
+    def mine(groups: Sequence[Sequence[Turn]]) -> list[Row]:
+        turns = [turn for group in groups for turn in group]
+        return share_out(turns, budget, mesh.size, layout)[mesh.rank] if turns else []
+
+    return Data(
+        prepared.train,
+        mine(prepared.validation),
+        budget,
+        layout,
+        replay=replay.drawable if replay else (),
+        held_out=mine(replay.held_out) if replay else (),
+        replay_weight=recipe.replay_share if recipe.replay_share_of == "weight" else None,
+    )
 
 
 def settle(prepared: Prepared, layout: str, attention: str, wanted: str) -> tuple[Recipe, list[Decision]]:

@@ -97,7 +97,10 @@ def _fill_folder(partial: Path, prepared: Prepared, recipe: Recipe, now: datetim
     }
     write_text(partial / "recipe.yaml", settings.dump(with_absolute_paths(recipe)))
     write_text(partial / "run.json", json.dumps(facts, indent=1))
-    write_text(partial / "ledger.json", json.dumps(prepared.ledger.to_json(), indent=1))
+    account = prepared.ledger.to_json()
+    if prepared.replay is not None:
+        account["replay"] = prepared.replay.ledger.to_json()
+    write_text(partial / "ledger.json", json.dumps(account, indent=1))
 
 
 @contextmanager
@@ -121,7 +124,9 @@ def working_on(run: Path, is_main: bool) -> Iterator[None]:
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its local files named absolutely, so that a run resumes from any directory."""
 
-    changed: dict[str, Any] = {"data": [absolute(source) for source in recipe.data]}
+    changed: dict[str, Any] = {
+        key: [absolute(source) for source in getattr(recipe, key)] for key in ("data", "replay")
+    }
     if isinstance(recipe.validation, DataSource):
         changed["validation"] = absolute(recipe.validation)
     for key in ("model", "template"):
@@ -165,9 +170,10 @@ def finished(run: Path) -> RunError:
 
 def fingerprints(prepared: Prepared) -> dict[str, str]:
     """What must not change between the beginning of a run and its resumption."""
-    template = prepared.rendering.template
+    template, replay = prepared.rendering.template, prepared.replay
     return {
         "data": prepared.loaded.fingerprint,
+        **({"replay": replay.fingerprint} if replay else {}),
         "model": model_fingerprint(prepared.folder),
         "template": _digest(template.serving),
     }

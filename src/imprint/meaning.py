@@ -46,7 +46,8 @@ def is_local_data(path: str) -> bool:
 
 def _source_is_local(recipe: Recipe, key: str) -> bool:
     top, *rest = key.split(".")
-    source = recipe.data[int(rest[0])] if top == "data" else recipe.validation
+    given = getattr(recipe, top)
+    source = given[int(rest[0])] if isinstance(given, list) else given
     if not isinstance(source, DataSource) or not is_local_data(source.path):
         return False
     return rest[-1] != "split" or not (Path(expanduser(source.path)) / "dataset_dict.json").is_file()
@@ -67,7 +68,7 @@ def _any_dropout(recipe: Recipe) -> bool:
 
 _HUB_ONLY = ("the source is a file here, and only hub datasets have this", "remove it")
 _NO_VALIDATION = "validation is 0, so no validation loss is ever measured"
-_SOURCES = ("data.*", "validation")
+_SOURCES = ("data.*", "validation", "replay.*")
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -75,6 +76,24 @@ RULES: tuple[Rule, ...] = (
         lambda r, _: r.method != "lora",
         "method is full, so there are no adapters",
         "set method to lora, or remove it",
+    ),
+    Rule(
+        "replay_*",
+        lambda r, _: not r.replay,
+        "no replay is given, so there is nothing to mix in",
+        "give the general text with replay=FILE, or remove it",
+    ),
+    Rule(
+        "replay_share_of",
+        lambda r, _: r.replay_share == 0,
+        "replay_share is 0, so no replay is trained",
+        "give a replay_share above 0, or remove it",
+    ),
+    Rule(
+        "replay_share_of",
+        lambda r, _: r.replay_share_of == "weight" and r.batch_size == 1,
+        "batch_size is 1, and a step of one conversation cannot share its weight",
+        "set batch_size to 2 or more, or replay_share_of to conversations",
     ),
     Rule("min_improvement", _not_validated, _NO_VALIDATION, "give a validation share, or remove it"),
     Rule("patience", _not_validated, _NO_VALIDATION, "give a validation share, or set patience to null"),
@@ -86,7 +105,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "validate_every",
-        lambda r, k: _not_validated(r, k) and r.samples == 0,
+        lambda r, k: _not_validated(r, k) and r.samples == 0 and not r.replay,
         "validation and samples are both 0, so there is nothing to do at a validation",
         "give a validation share, set samples above 0, or remove it",
     ),

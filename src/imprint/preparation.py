@@ -20,10 +20,11 @@ from imprint.errors import DataError
 from imprint.recipe import DataSource, Recipe
 from imprint.render.identity import shown_dates, template_texts, tokenizer_digest
 from imprint.render.inserted import inserted_texts
+from imprint.render.replay import Pieces, read_pieces, write_pieces
 from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
 from imprint.render.store import TurnStore, TurnWriter
 from imprint.render.template import PRESETS
-from imprint.render.turns import LeftOut, Noticed, Turn, render
+from imprint.render.turns import LeftOut, Noticed, Turn, accounted, render
 
 # The recipe's keys that decide which turns there are and what becomes of the rows; with the bytes
 # of `data`, the tokenizer and the model's own stops, all that `Preparation` depends on.
@@ -39,11 +40,12 @@ RENDERED_BY = (
     "too_long",
     "unfaithful",
     "control_tokens",
+    "replay_length",
 )
 FACTS = "prepared.json"
 
 
-Made = tuple[Loaded, TurnStore, TurnStore, Ledger]
+Made = tuple[Loaded, TurnStore, TurnStore, Ledger, Pieces | None]
 
 
 class Preparation:
@@ -51,9 +53,10 @@ class Preparation:
 
     def __init__(self, recipe: Recipe, folder: Path, now: datetime):
         self.recipe, self.folder, self.now = recipe, folder, now
-        self.sources = [*recipe.data, *_held_out(recipe.validation)]
+        self.sources = [*recipe.data, *_held_out(recipe.validation), *recipe.replay]
         self.names = list(dict.fromkeys(name for source in self.sources for name in names_of(source)))
         self.identity = identify(recipe.data, _held_out(recipe.validation))
+        self.replay_identity = identify(recipe.replay, [])
         self.tokenizer: Any = self.load_tokenizer()
         self.rendering: Rendering | None = None
 
@@ -70,7 +73,7 @@ class Preparation:
             settings["template"] = "a file"
         texts = template_texts(recipe.template, tokenizer.chat_template)
         parts = {
-            "data": self.identity.parts,
+            "data": [*self.identity.parts, *self.replay_identity.parts[:1]],
             "names": [[self.names.index(name) for name in names_of(source)] for source in self.sources],
             "settings": settings,
             "tokenizer": tokenizer_digest(tokenizer),
@@ -99,7 +102,10 @@ class Preparation:
             raise nothing_left("validation", ledger, [recipe.validation])
         if not validation and loaded.validation:
             ledger.warn("no held-out reply is left: nothing is validated", loaded.validation[0].source)
-        facts = json.dumps({"names": self.names, "ledger": ledger.to_json()})
+        replay = None
+        if recipe.replay:
+            _, replay = cut_replay(recipe, rendering, folder, self.replay_identity)
+        facts = json.dumps({"names": self.names, "ledger": ledger.to_json(), "replay": replay})
         (folder / FACTS).write_text(facts, encoding="utf-8")
 
     def read(self, folder: Path, keep: object) -> Made:
@@ -108,7 +114,8 @@ class Preparation:
         renamed = dict(zip(facts["names"], self.names, strict=True))
         train, validation = (TurnStore(folder, part, renamed, keep) for part in ("train", "validation"))
         ledger = Ledger.from_json(_with_names(facts["ledger"], renamed))
-        return reopen(folder, renamed, keep), train, validation, ledger
+        replay = facts["replay"] and read_pieces(folder, _with_names(facts["replay"], renamed), renamed, keep)
+        return reopen(folder, renamed, keep), train, validation, ledger, replay
 
 
 def _held_out(validation: float | DataSource) -> list[DataSource]:
@@ -148,6 +155,31 @@ def _load(
     )
 
 
+def cut_replay(
+    recipe: Recipe, rendering: Rendering, folder: Path, identity: Identity | None = None
+) -> tuple[Loaded, dict[str, Any]]:
+    """Read, render and cut what is replayed into a folder: its rows, and what `read_pieces` needs beside it."""
+    assert isinstance(recipe.replay_length, int)
+    ledger = Ledger()
+    loaded = load(
+        recipe.replay,
+        validation=0.0,
+        bad_rows=recipe.bad_rows,
+        consecutive_replies=recipe.consecutive_replies,
+        seed=recipe.seed,
+        ledger=ledger,
+        identity=identity,
+        key="replay",
+    )
+    ledger.turns.kept = {"cut": 0}
+    turns = accounted(rendered(loaded.train, recipe, rendering, recipe.replay_length), ledger, "cut")
+    write_pieces(folder, loaded.train, turns, ledger)
+    ledger.check()
+    if not ledger.pieces.kept["to draw from"]:
+        raise nothing_left("replay", ledger, recipe.replay)
+    return loaded, {"ledger": ledger.to_json(), "fingerprint": loaded.fingerprint}
+
+
 def _rendering(recipe: Recipe, tokenizer: Any, folder: Path, now: datetime, reasoning: float) -> Rendering:
     return prepare_rendering(
         tokenizer,
@@ -177,9 +209,12 @@ def read_and_render(
 
 
 def rendered(
-    conversations: Sequence[Conversation], recipe: Recipe, rendering: Rendering
+    conversations: Sequence[Conversation],
+    recipe: Recipe,
+    rendering: Rendering,
+    document_length: int | None = None,
 ) -> Iterator[Turn | LeftOut | Noticed]:
-    """What becomes of every reply, as the recipe wants it."""
+    """What becomes of every reply, as the recipe wants it; documents are cut to `document_length` tokens."""
     assert isinstance(recipe.max_length, int)
     return render(
         conversations,
@@ -187,6 +222,7 @@ def rendered(
         rendering.encoder,
         train_on=recipe.train_on,
         max_length=recipe.max_length,
+        document_length=document_length,
         too_long=recipe.too_long,
         unfaithful=recipe.unfaithful,
         control_tokens=recipe.control_tokens,
@@ -214,18 +250,8 @@ def turns_of(
         for inserted in inserted_texts(conversations, rendering.template, rendering.encoder):
             ledger.note(str(inserted))
     with TurnWriter(place, part) as writer:
-        for item in rendered(conversations, recipe, rendering):
-            if isinstance(item, Noticed):
-                ledger.warn(item.warning, item.source)
-                continue
-            ledger.turn(item.source)
-            if isinstance(item, LeftOut):
-                ledger.leave_turn_out(item.source, item.reason, item.detail)
-                continue
-            ledger.keep_turn(item.source, kind)
-            if item.case == "truncated":
-                ledger.warn("a reply is cut at max_length; its stop is not trained", item.source)
-            writer.add(item)
+        for turn in accounted(rendered(conversations, recipe, rendering), ledger, kind):
+            writer.add(turn)
     store = TurnStore(place, part, keep=scratch)
     for index in np.setdiff1d(np.arange(len(conversations)), store.conversations).tolist():
         ledger.withdraw(part, conversations[index].source, "none of its replies can be trained")

@@ -28,13 +28,14 @@ class DataSource(Settings):
 
     path: Text
     """A file (.json, .jsonl, .csv, .tsv, .txt, also .gz, .zst, .xz, .bz2; .parquet, .arrow), a folder of such
-    files, a glob ('data/*.jsonl'), - for JSON lines on standard input, a Hugging Face hub id, or
+    files, a glob ('data/*.jsonl'), - for standard input, a Hugging Face hub id, or
     a short name for one (`imprint data sets`)."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """How much of the source is used: about this share of its rows, drawn by the seed and their places alone,
     so that rows added at the end change nothing, and a larger share takes all that a smaller one takes."""
     format: Text = "auto"
-    """The format of the rows: auto recognises it row by row; otherwise one of `imprint show --help`'s names."""
+    """The format of the rows: auto recognises it row by row; otherwise a name that
+    `imprint data formats` lists."""
     fields: dict[str, str] = {}
     """Which column plays which part, where the names are your own: {prompt: question_text, response: gold}."""
     branches: Literal["all", "best"] = "all"
@@ -82,6 +83,18 @@ class Recipe(Settings):
     bad_rows: Literal["stop", "leave_out"] = "stop"
     """A row that cannot be used: stop before training, or leave it out and count it in the ledger."""
 
+    replay: list[DataSource] = []
+    """General text mixed in, so that what the base model knows is not forgotten: plain text, books, or
+    conversations; one source or a list. A part is not trained: its loss, before and after, tells what is forgotten."""
+    replay_share: Share = 0.1
+    """How much of a step comes from replay. 0 trains none of it, and measures what is forgotten without it."""
+    replay_share_of: Literal["conversations", "weight"] = "conversations"
+    """What replay_share is a share of: the conversations of a step (batch_size counts both kinds), or the weight
+    of its loss (replay's weights are scaled; at least one place of each full step is then replay's)."""
+    replay_length: Annotated[int, Field(ge=2)] | Auto = "auto"
+    """Documents of replay are cut into pieces of this many tokens, of which each counts as one conversation.
+    auto: max_length, and at most 1,024."""
+
     # as which tokens
     template: Text = "auto"
     """Chat template: auto (the tokenizer's own), a .jinja file, or a preset: chatml, llama2, llama3,
@@ -111,7 +124,7 @@ class Recipe(Settings):
     dropout: Share = 0.0
     """Dropout in the model, whatever its config says. Above 0, prompts are no longer shared between turns."""
     batch_size: Positive = 32
-    """Conversations in one step (one update of the weights), over all devices."""
+    """Conversations in one step (one update of the weights), over all devices; pieces of replay count too."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the training conversations."""
     max_steps: Positive | None = None

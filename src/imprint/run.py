@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 
 from imprint import settings
-from imprint.auto import read_model_facts
 from imprint.build import Built, Say, build, start_facts
 from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
 from imprint.errors import Interrupted, RunError, RunFailed
@@ -32,6 +31,7 @@ from imprint.folder import (
     working_on,
 )
 from imprint.model.load import find_model
+from imprint.model_facts import read_model_facts
 from imprint.prepare import Prepared, overview, prepare
 from imprint.recipe import Recipe
 from imprint.samples import describe_sample, fixed_prompts
@@ -41,6 +41,9 @@ from imprint.track.progress import Progress
 from imprint.train.checkpoint import Counters, is_valid, latest_checkpoint, load_checkpoint, load_weights
 from imprint.train.loop import Outcome, Watch
 from imprint.train.loop import train as run_loop
+
+# What a person sees while a run goes on: made of the number of its steps, and told each event.
+Display = Callable[[int], AbstractContextManager[events.Sink]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class Result:
 
 
 def train(
-    recipe: Recipe, say: Say = lambda _: None, when_prepared: Callable[[Prepared], None] = lambda _: None
+    recipe: Recipe,
+    say: Say = lambda _: None,
+    when_prepared: Callable[[Prepared], None] = lambda _: None,
+    display: Display = Progress,
 ) -> Result:
     """Train what `recipe` describes into a new run folder; UserError before anything is written.
 
@@ -67,10 +73,10 @@ def train(
     now = datetime.now().replace(microsecond=0)
     prepared = prepare(recipe, folder, now, size)
     when_prepared(prepared)
-    return _with_mesh(prepared, now, None, say)
+    return _with_mesh(prepared, now, None, say, display)
 
 
-def resume(run: Path, say: Say = lambda _: None) -> Result:
+def resume(run: Path, say: Say = lambda _: None, display: Display = Progress) -> Result:
     """Go on with a run from its newest valid checkpoint, to the bit as if it had not stopped."""
     facts = read_facts(run)
     if is_finished(run):
@@ -90,10 +96,10 @@ def resume(run: Path, say: Say = lambda _: None) -> Result:
             expected="what the run began with, so that resumed equals uninterrupted",
             fix="put it back, or begin a new run",
         )
-    return _with_mesh(prepared, now, run, say)
+    return _with_mesh(prepared, now, run, say, display)
 
 
-def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) -> Result:
+def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say, display: Display) -> Result:
     recipe = prepared.recipe
     assert isinstance(recipe.threads, int)
     torch.set_num_threads(recipe.threads)
@@ -107,7 +113,7 @@ def _with_mesh(prepared: Prepared, now: datetime, run: Path | None, say: Say) ->
         for part in overview(prepared):
             speak(part)
         built = build(prepared, mesh, speak)
-        return _execute(prepared, built, now, run, speak)
+        return _execute(prepared, built, now, run, display)
     finally:
         stop_mesh()
 
@@ -126,7 +132,7 @@ def refuse_differences(prepared: Prepared, mesh: Mesh) -> None:
         )
 
 
-def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, say: Say) -> Result:
+def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, display: Display) -> Result:
     """Create or reopen the run folder, and train in it."""
     recipe, mesh = built.recipe, built.state.mesh
     fresh = run is None
@@ -135,10 +141,10 @@ def _execute(prepared: Prepared, built: Built, now: datetime, run: Path | None, 
         create_folder(path, prepared, recipe, now)
     mesh.wait()
     with working_on(path, mesh.is_main):
-        return _go(prepared, built, path, fresh)
+        return _go(prepared, built, path, fresh, display)
 
 
-def _go(prepared: Prepared, built: Built, path: Path, fresh: bool) -> Result:
+def _go(prepared: Prepared, built: Built, path: Path, fresh: bool, display: Display) -> Result:
     """Train from the newest checkpoint, or from the beginning, to the model and the report."""
     state, mesh = built.state, built.state.mesh
     counters = Counters()
@@ -148,7 +154,7 @@ def _go(prepared: Prepared, built: Built, path: Path, fresh: bool) -> Result:
     if mesh.is_main and not fresh:
         events.rewind(path / "events.jsonl", state.step if checkpoint else -1)
     mesh.wait()
-    with _open_log(path, prepared, mesh) as log:
+    with _open_log(path, prepared, mesh, display) as log:
         try:
             if not any(event["kind"] == "start" for event in events.read(path / "events.jsonl")):
                 log.log("start", **start_facts(prepared, built))
@@ -191,15 +197,15 @@ def explained(error: BaseException, path: Path) -> BaseException:
 
 
 @contextmanager
-def _open_log(path: Path, prepared: Prepared, mesh: Mesh) -> Iterator[events.EventLog]:
-    """The event log with the terminal's display; on other ranks than the main one, a log of nothing."""
+def _open_log(path: Path, prepared: Prepared, mesh: Mesh, display: Display) -> Iterator[events.EventLog]:
+    """The event log with the display; on other ranks than the main one, a log of nothing."""
     if not mesh.is_main:
         with tempfile.TemporaryDirectory() as nowhere, events.EventLog(Path(nowhere) / "events.jsonl") as log:
             yield log
         return
     with (
-        Progress(prepared.plan.total_steps) as progress,
-        events.EventLog(path / "events.jsonl", [progress]) as log,
+        display(prepared.plan.total_steps) as shown,
+        events.EventLog(path / "events.jsonl", [shown]) as log,
     ):
         yield log
 
@@ -263,5 +269,10 @@ def _finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log:
         best_step=counters.best_step or None,
         best_loss=counters.best_loss,
         model_step=counters.best_step if best else state.step,
+        **(
+            {"replay": counters.replayed, "replay_weight": counters.replay_weight / max(1, state.step)}
+            if prepared.plan.replay
+            else {}
+        ),
         reason=outcome.reason,
     )

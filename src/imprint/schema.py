@@ -140,11 +140,12 @@ def nearest_key(path: KeyPath, known: list[str]) -> str | None:
     word = path[-1].lower().replace("-", "_")
     if word in ELSEWHERE and len(path) == 1:
         return ELSEWHERE[word]
-    beside = nearest(word, known)
-    if beside:
-        return ".".join((*path[:-1], beside))
     leaves = {row.key.rpartition(".")[2]: row.key for row in reversed(describe())}
-    return leaves[word].replace(".N.", ".0.") if word in leaves else None
+    elsewhere = leaves[word].replace(".N.", ".0.") if word in leaves else None
+    beside = nearest(word, known)
+    if beside and not (elsewhere and len(path) == 1):  # the very name, in a group, before one that is like it
+        return ".".join((*path[:-1], beside))
+    return elsewhere
 
 
 class Setting(NamedTuple):

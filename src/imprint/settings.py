@@ -36,7 +36,7 @@ __all__ = ["PRESET", "Origin", "Resolved", "SeveralProblems", "dump", "load", "r
 PRESET = "imprint.yaml"
 _OF_THE_RUN = "a preset advises how to train the model that it lies beside"
 NOT_IN_PRESET = dict.fromkeys(
-    ("model", "data", "output", "validation", "revision", "trust_remote_code"), _OF_THE_RUN
+    ("model", "data", "output", "validation", "replay", "revision", "trust_remote_code"), _OF_THE_RUN
 )
 
 
@@ -105,7 +105,9 @@ def dump(recipe: Recipe) -> str:
     """YAML with every setting that has a meaning in this recipe; it resolves to an equal recipe."""
     values = dict(schema.leaves(recipe))
     tree = recipe.model_dump()
-    for path, _ in meaning.refused(recipe, values):
+    idle = [path for path, _ in meaning.refused(recipe, values)]
+    idle += [] if recipe.replay else [("replay_length",)]  # an auto that nothing would ever settle
+    for path in dict.fromkeys(idle):
         default = default_origin(path)
         if default is not None and default.value == values[path]:
             _remove(tree, path)

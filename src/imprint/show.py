@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import overload
 
-from imprint.auto import read_model_facts
-from imprint.data.conversation import Conversation
+from imprint.auto import replay_length
+from imprint.data.conversation import Conversation, Place
 from imprint.data.ledger import Ledger
-from imprint.preparation import read_and_render, rendered, turns_of
+from imprint.data.spool import Part, Scratch
+from imprint.model_facts import read_model_facts
+from imprint.preparation import cut_replay, read_and_render, rendered, turns_of
 from imprint.recipe import Recipe
 from imprint.render.account import Account, Owned, owned, owned_whole
 from imprint.render.control import escape_control
+from imprint.render.replay import Pieces, read_pieces
 from imprint.render.resolve import Rendering
 from imprint.render.tokens import Encoder
 from imprint.render.turns import LeftOut, Noticed, ReplyText, Turn, reply_texts
+from imprint.track.words import plural
 
 UNLIMITED = 1 << 40
 CUT = ("everything", "truncated")  # cases in which prompt and completion are parted by tokens, not by text
@@ -68,7 +72,7 @@ class Shown:
     """What there is to show of a recipe: its turns, how they were rendered, and the ledger.
 
     `groups` holds the turns of each conversation that has any; `held_out` are the rows of a
-    validation source, which are not among the turns.
+    validation source, which are not among the turns; nor are the pieces of `replay`.
     """
 
     groups: Sequence[Sequence[Turn]]
@@ -77,6 +81,7 @@ class Shown:
     rendering: Rendering
     recipe: Recipe
     ledger: Ledger
+    replay: ShownReplay | None = None
 
     @property
     def turns(self) -> Turns:
@@ -149,6 +154,44 @@ class Shown:
         return sorted(found, key=lambda item: item.turn)
 
 
+@dataclass(frozen=True)
+class ShownReplay:
+    """The pieces of replay. In `shown` each is a conversation of its own, with one group of turns."""
+
+    shown: Shown
+    pieces: Pieces
+
+    def views(self, limit: int | None = None) -> Iterator[tuple[View, bool]]:
+        """The first pieces, or all, in the order of the sources; and whether a piece is held out."""
+        held_out = set(self.pieces.held_out.numbers)
+        seen: dict[int, int] = {}  # pieces of each document so far
+        for number, group in enumerate(islice(self.shown.groups, limit)):
+            origin = self.pieces.origin[number]
+            for view in self.shown.views(self.shown.conversations[number], group):
+                yield replace(view, number=view.number + seen.get(origin, 0)), number in held_out
+            seen[origin] = seen.get(origin, 0) + 1
+
+    def at(self, place: Place) -> tuple[list[tuple[Conversation, list[Turn]]], int, int]:
+        """The documents of a place with their pieces; how many pieces these are, and how many held out."""
+        numbers: dict[int, list[int]] = {}
+        for number, origin in enumerate(self.pieces.origin):
+            numbers.setdefault(origin, []).append(number)
+        conversations = self.shown.conversations
+        found = [own for own in numbers.values() if conversations[own[0]].source == place]
+        parts = [(conversations[own[0]], [t for n in own for t in self.shown.groups[n]]) for own in found]
+        every = {number for own in found for number in own}
+        return parts, len(every), len(every.intersection(self.pieces.held_out.numbers))
+
+    def told(self) -> str:
+        """What there is of it, in a line."""
+        recipe, pieces = self.shown.recipe, self.pieces
+        of = "conversations" if recipe.replay_share_of == "conversations" else "loss weight"
+        return (
+            f"{plural(len(pieces.drawable), 'piece')} to draw from, {recipe.replay_share:.3g} of each step's {of}; "
+            f"{len(pieces.held_out):,} held out and never trained"
+        )
+
+
 def shown_turns(recipe: Recipe, now: datetime | None = None) -> Shown:
     """What a recipe trains, in the order of its data.
 
@@ -165,7 +208,18 @@ def shown_turns(recipe: Recipe, now: datetime | None = None) -> Shown:
         facts = read_model_facts(recipe.model) if (folder / "config.json").is_file() else None
         recipe = recipe.model_copy(update={"max_length": (facts.context if facts else None) or UNLIMITED})
     groups = turns_of(loaded.train, recipe, rendering, ledger, "trained")
-    return Shown(groups, loaded.train, loaded.validation, rendering, recipe, ledger)
+    replay = _shown_replay(recipe, rendering) if recipe.replay else None
+    return Shown(groups, loaded.train, loaded.validation, rendering, recipe, ledger, replay)
+
+
+def _shown_replay(recipe: Recipe, rendering: Rendering) -> ShownReplay:
+    if recipe.replay_length == "auto":
+        recipe = recipe.model_copy(update={"replay_length": replay_length(recipe, None).value})
+    scratch = Scratch()
+    loaded, facts = cut_replay(recipe, rendering, scratch.path)
+    pieces = read_pieces(scratch.path, facts, keep=scratch)
+    own = Part(loaded.train.spool, [loaded.train.rows[number] for number in pieces.origin])
+    return ShownReplay(Shown(pieces.drawable.store, own, [], rendering, recipe, pieces.ledger), pieces)
 
 
 def _decoded(turn: Turn, encoder: Encoder) -> tuple[str, str]:

@@ -62,7 +62,12 @@ def write_page(path: Path, shown: Shown, other: Shown | None, row: Row | None, n
         "other": other.rendering.template.name if other else "",
         "stops": _stops(shown.rendering),
         "other_stops": _stops(other.rendering) if other else [],
-        "notes": [*shown.rendering.notes, *shown.ledger.notes, *(other.rendering.notes if other else ())],
+        "notes": [
+            *shown.rendering.notes,
+            *shown.ledger.notes,
+            *(other.rendering.notes if other else ()),
+            *_mixed_in(shown),
+        ],
         "account": account,
         "sums": _sums(account),
         "how": HOW,
@@ -80,6 +85,11 @@ def write_page(path: Path, shown: Shown, other: Shown | None, row: Row | None, n
     os.replace(aside, path)
     more = "" if row or other or len(turns) == total else f" of {total:,}; -n shows more"
     return Written(f"{len(turns):,} turns{more}")
+
+
+def _mixed_in(shown: Shown) -> list[str]:
+    """What is said of replay, whose pieces are not on the page."""
+    return [f"replay: {shown.replay.told()}; `imprint show` prints some"] if shown.replay else []
 
 
 def _turns(

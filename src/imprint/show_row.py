@@ -18,6 +18,7 @@ from imprint.errors import DataError, nearest
 from imprint.recipe import DataSource, Recipe
 from imprint.render.turns import LeftOut, Turn
 from imprint.show import Shown, View
+from imprint.track.words import plural
 
 _SPEC = re.compile(r"(?:(?P<file>.+):|:)?(?:line |row )?(?P<line>\d+)")
 
@@ -41,6 +42,7 @@ class Row:
     parts: list[tuple[Conversation, list[Turn]]]
     out: list[Out]
     held_out: bool = False
+    replay: str = ""  # of a row of replay: how many pieces it is, and what becomes of them
 
     @property
     def conversations(self) -> list[Conversation]:
@@ -68,12 +70,13 @@ class _Reasons(Ledger):
         self.all_out.append((place, reason))
 
 
-def sources_of(recipe: Recipe) -> list[tuple[DataSource, str]]:
-    """Every source of a recipe with its key."""
+def sources_of(recipe: Recipe, replay: bool = True) -> list[tuple[DataSource, str]]:
+    """Every source of a recipe with its key; those of replay, last, only if they are wanted."""
     found = [(source, f"data.{number}") for number, source in enumerate(recipe.data)]
     if isinstance(recipe.validation, DataSource):
         found.append((recipe.validation, "validation"))
-    return found
+    mixed_in = recipe.replay if replay else []
+    return found + [(source, f"replay.{number}") for number, source in enumerate(mixed_in)]
 
 
 def find_record(recipe: Recipe, spec: str) -> tuple[Place, DataError | None]:
@@ -159,6 +162,15 @@ def row_at(shown: Shown, place: Place) -> Row:
             out += [_left_out(item) for item in items if isinstance(item, LeftOut)]
         if parts:
             return Row(place, parts, out, held_out)
+    if shown.replay is not None:
+        parts, pieces, apart = shown.replay.at(place)
+        if parts:
+            told = f"this row is replay: {plural(pieces, 'piece')} to draw from, and none held out"
+            if apart:
+                told = f"this row is replay: {plural(pieces, 'piece')}, of which {apart:,} held out"
+            return Row(place, parts, [], replay=told)
+        if place.file in (name for source in shown.recipe.replay for name in names_of(source)):
+            return Row(place, [], [Out("row of replay", place, "nothing of it can be trained")])
     reasons = (reason for where, reason in _conversations_out(shown) if where == place)
     reason = next(reasons, "it is part of the conversations of another row: the root of its tree")
     return Row(place, [], [Out("conversation", place, reason)])
@@ -171,7 +183,7 @@ def everything_left_out(shown: Shown, limit: int) -> list[Out]:
 
 def _everything_left_out(shown: Shown) -> Iterator[Out]:
     if shown.ledger.records.left:
-        for source, key in sources_of(shown.recipe):
+        for source, key in sources_of(shown.recipe, replay=False):
             convert = converter(source, key)
             for record in read(source):
                 try:

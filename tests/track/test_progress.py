@@ -132,6 +132,28 @@ def test_interrupted_and_early_stop_are_said() -> None:
     )
 
 
+def test_replay_and_what_is_forgotten() -> None:
+    def measured(step: int, loss: float) -> Event:
+        return {"kind": "replay_loss", "time": 1000.0 + 2 * step, "step": step, "loss": loss}
+
+    events = [measured(0, 0.78), a_step(1, replay=3, replay_weight=0.256), a_step(2, replay=1, replay_weight=0.1),
+              measured(2, 0.9), a_step(3, replay=4, replay_weight=0.3), measured(3, 0.86)]  # fmt: skip
+    text = panel(events, 4)
+    for part in ["0.8600 · at step 0 it was 0.7800", "4 pieces (30% of the weight)"]:
+        assert part in text, part
+    end = {"kind": "end", "time": 0.0, "step": 3, "seconds": 4.0, "model_step": 2, "replay": 8}
+    told = recorded([*events, {**end, "replay_weight": 0.2187}], 4, terminal=False)
+    assert "step 1/4 · epoch 0.02 · loss 1.9900 · replay weight 26%" in told
+    assert "general text at step 0 · loss 0.7800\n" in told
+    summary = told[told.index("done  ") :]
+    assert "general text 0.7800 → 0.9000 (step 2)" in summary, "of the weights that became the model"
+    assert "replay: 8 pieces drawn, 21.9% of the loss weight" in summary
+    plain = recorded([a_step(1), a_step(2)], 2, terminal=False)
+    assert "replay" not in plain + panel([a_step(1)], 2)
+    resumed = recorded([measured(3, 0.86), {**end, "model_step": 3}], 4, terminal=False)
+    assert "general text 0.8600 (step 3)" in resumed
+
+
 def test_quantities_as_a_person_says_them() -> None:
     assert [duration(s) for s in (0.5, 45, 250, 7500)] == ["0.5 s", "45 s", "4 min", "2 h 5 min"]
     assert [size(n) for n in (0, 900, 1500, 1.234e9)] == ["0 B", "900 B", "1.5 kB", "1.23 GB"]

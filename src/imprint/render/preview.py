@@ -54,11 +54,12 @@ def as_text(
     *,
     colour: bool = True,
     most: int | None = None,
+    mark: str = "",
 ) -> Group:
     """One turn for a person: context in grey, what is trained on green, its stop in dark green.
 
     Without `colour` (a file, a pipe) brackets ⟦ ⟧ stand around what is trained. Of a context longer
-    than `most` tokens the beginning and the end are shown.
+    than `most` tokens the beginning and the end are shown. `mark` is said of it first.
     """
     from rich.console import Group
     from rich.text import Text
@@ -66,8 +67,9 @@ def as_text(
     trained = sum(1 for weight in turn.weight if weight)
     shares = sorted({float(weight) for weight in turn.weight if weight})
     head = Text.assemble(
+        (f"{mark}  " if mark else "", "bold magenta"),
         (str(turn.source), "bold cyan"),
-        (f"  reply {number + 1}", "bold"),
+        (f"  {'piece' if turn.case == 'document' else 'reply'} {number + 1}", "bold"),
         f"  {len(turn.prompt):,} tokens of context, {trained:,} trained",
         ("" if turn.case == "prefix" else f"  ({turn.case})", "yellow"),
         ("" if shares == [1.0] else f"  weight {', '.join(f'{share:g}' for share in shares)}", "yellow"),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from imprint.data.conversation import Conversation, Place
+from imprint.data.ledger import Ledger
 from imprint.errors import DataError, TemplateError
 from imprint.render.control import escape_control, find_control
 from imprint.render.documents import turns_without_template
@@ -34,6 +35,8 @@ ControlTokens = Literal["leave_out", "escape", "keep"]
 
 CHUNK = 512  # conversations tokenised in one call, or fewer of so many characters:
 CHUNK_CHARACTERS = 16 << 20
+CONTEXT_ONLY = "context only"  # so ends the reason where the data itself asks that a reply is not trained
+NOT_LAST = "not the last reply (train_on: last_reply)"
 _SLOW = 3  # renderings out of time after which the template is given up
 
 
@@ -142,14 +145,14 @@ def _replies(conversation: Conversation, train_on: TrainOn) -> Iterator[tuple[in
         yield replies[-1], "a message has a weight (train_on: everything knows none)" if weighted else ""
         return
     if messages[0].role == "assistant":
-        yield 0, "an opening reply answers nothing: context only"
+        yield 0, f"an opening reply answers nothing: {CONTEXT_ONLY}"
     for i in replies:
         if train_on == "last_reply" and i != replies[-1]:
-            yield i, "not the last reply (train_on: last_reply)"
+            yield i, NOT_LAST
         elif _weight(conversation, i) == 0:
-            yield i, "its weight is 0: context only"
+            yield i, f"its weight is 0: {CONTEXT_ONLY}"
         elif all(m.role in ("system", "assistant") for m in messages[:i]):
-            yield i, "no user message before it: context only"
+            yield i, f"no user message before it: {CONTEXT_ONLY}"
         else:
             yield i, ""
 
@@ -186,6 +189,7 @@ def render(
     *,
     train_on: TrainOn = "replies",
     max_length: int,
+    document_length: int | None = None,
     too_long: TooLong = "leave_out",
     unfaithful: Unfaithful = "leave_out",
     control_tokens: ControlTokens = "leave_out",
@@ -193,7 +197,8 @@ def render(
 ) -> Iterator[Turn | LeftOut | Noticed]:
     """The turns of `conversations`, in order, every reply that is left out, and what is to be told.
 
-    `stop_ids` are those at which a server stops: none may stand inside a reply.
+    Documents are cut to `document_length` tokens (none: `max_length`). `stop_ids` are those at which a
+    server stops: none may stand inside a reply.
 
     Raises TemplateError where the template runs out of time again and again.
     """
@@ -215,7 +220,8 @@ def render(
                 conversation, index - 1, template, encoder, train_on, unfaithful, control_tokens
             )
         else:
-            items = turns_without_template(conversation, index - 1, encoder, max_length, too_long)
+            length = max_length if conversation.tokens is not None else document_length or max_length
+            items = turns_without_template(conversation, index - 1, encoder, length, too_long)
         for item in items:
             if isinstance(item, ReplyText | Turn):
                 waiting.append(item)
@@ -244,3 +250,19 @@ def _turn(text: ReplyText, prompt: Ids, completion: Ids | str, stops: Sequence[i
         return LeftOut("its prompt or its reply has no tokens", text.source, text.turn)
     weight = np.full(len(completion), text.weight, np.float32)
     return Turn(prompt, completion, weight, text.source, text.conversation, text.turn, text.case)
+
+
+def accounted(items: Iterable[Turn | LeftOut | Noticed], ledger: Ledger, kind: str) -> Iterator[Turn]:
+    """The turns; what becomes of every reply goes into the ledger."""
+    for item in items:
+        if isinstance(item, Noticed):
+            ledger.warn(item.warning, item.source)
+            continue
+        ledger.turn(item.source)
+        if isinstance(item, LeftOut):
+            ledger.leave_turn_out(item.source, item.reason, item.detail)
+            continue
+        ledger.keep_turn(item.source, kind)
+        if item.case == "truncated":
+            ledger.warn("a reply is cut at max_length; its stop is not trained", item.source)
+        yield item

@@ -4,21 +4,23 @@
 |---|---|
 | `start`       | recipe, decisions, num_parameters, num_trainable, total_steps, versions, …           |
 | `step`        | step, epoch, loss, learning_rate, grad_norm, conversations, tokens, computed_tokens, |
-|               | trained_tokens, seconds, peak_bytes                                                  |
+|               | trained_tokens, seconds, peak_bytes; with replay: replay (pieces), replay_weight     |
 | `validation`  | step, loss, trained_tokens, seconds, best                                            |
+| `replay_loss` | step, loss, trained_tokens, seconds: on replay that is not trained                   |
 | `sample`      | step, prompt, question, reply, reference, stopped; kept in samples.jsonl             |
 | `checkpoint`  | step, path                                                                           |
 | `note`        | text                                                                                 |
 | `early_stop`  | step, reason                                                                         |
 | `resume`      | step                                                                                 |
 | `interrupted` | step                                                                                 |
-| `end`         | step, seconds, best_step, best_loss, reason                                          |
+| `end`         | step, seconds, best_step, best_loss, reason; with replay: replay, replay_weight      |
 
 `step` counts updates of the weights that are done: step 0 is before training. `epoch` is the
 number of passes over the data that are done, a fraction included. `loss` is in nats a token.
 `tokens` is what the turns hold one by one, `computed_tokens` what was computed once shared
-prompts were merged, `trained_tokens` those with a loss. A decision is {key, value, reason}; any
-named tuple becomes such an object. Not every field is always there.
+prompts were merged, `trained_tokens` those with a loss. `replay_weight` is the share of a step's weight that
+replay had, of the run the mean of its steps, each of which counts alike in training. A decision
+is {key, value, reason}; any named tuple becomes such an object. Not every field is always there.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ KINDS = {
     "resume",
     "step",
     "validation",
+    "replay_loss",
     "sample",
     "checkpoint",
     "note",

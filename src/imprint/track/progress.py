@@ -34,6 +34,7 @@ class Progress:
         self.validation: Event = {}
         self.best: Event = {}
         self.first_validation: Event = {}
+        self.general: list[Event] = []  # the losses on replay that is held out
         self.sample: Event = {}
         self.last: Event = {}
         self._recent: deque[Event] = deque(maxlen=RECENT)
@@ -60,6 +61,9 @@ class Progress:
                 if event.get("best"):
                     self.best = event
                 self._say(self._validation_line(event))
+            case "replay_loss":
+                self.general.append(event)
+                self._say(f"general text at step {event['step']} · loss {self._general_text()}")
             case "sample":
                 self.sample = event
             case "note":
@@ -121,6 +125,10 @@ class Progress:
         facts.add_row("loss", _loss(loss) + ("" if loss is None else f" · perplexity {perplexity(loss)}"))
         if self.validation:
             facts.add_row("validation", self._validation_text())
+        if self.general:
+            facts.add_row("general", self._general_text() + " · on replay that is held out")
+        if self.step.get("replay_weight") is not None:
+            facts.add_row("replay", self._replay_text())
         facts.add_row("speed", self._speed())
         facts.add_row("rate", self._small_facts())
         if self.sample:
@@ -157,6 +165,17 @@ class Progress:
             text.append(f" · at step {self.first_validation['step']:,} it was ", "dim")
             text.append(_number(self.first_validation.get("loss")), "dim")
         return text
+
+    def _general_text(self) -> str:
+        """The loss on replay that is held out, now and before training."""
+        first, now = self.general[0], self.general[-1]
+        before = "" if first is now else f" · at step {first['step']:,} it was {_number(first.get('loss'))}"
+        return _number(now.get("loss")) + before
+
+    def _replay_text(self) -> str:
+        """`3 pieces (12% of the weight)`: what of the step is replay."""
+        pieces = plural(self.step.get("replay") or 0, "piece")
+        return f"{pieces} ({self.step['replay_weight']:.0%} of the weight)"
 
     def _speed(self) -> str:
         needed, computed, saved = self._rate("tokens"), self._rate("computed_tokens"), self._saved()
@@ -197,6 +216,8 @@ class Progress:
     def _step_line(self) -> str:
         parts = [f"step {self.step['step']}/{self.total_steps}{self._epoch()}"]
         parts.append(f"loss {_number(self.step.get('loss'))}")
+        if self.step.get("replay_weight") is not None:
+            parts.append(f"replay weight {self.step['replay_weight']:.0%}")
         needed, saved, left = self._rate("tokens"), self._saved(), self.seconds_left()
         if needed is not None:
             parts.append(f"{needed:,.0f} tokens/s" + (f" ({saved:.0%} saved)" if saved else ""))
@@ -222,7 +243,23 @@ class Progress:
             text.append(f" (step {best['step']:,})")
         elif self.step.get("loss") is not None:
             text.append(f" · loss {_number(self.step['loss'])}")
+        for line in self._forgotten():
+            text.append(f"\n      {line}")
         return text
+
+    def _forgotten(self) -> list[str]:
+        """What became of general text, and how much of the training was replay."""
+        lines = []
+        if self.general:
+            kept = self.last.get("model_step", self.general[-1]["step"])
+            after = next((event for event in self.general if event["step"] == kept), self.general[-1])
+            before = _number(self.general[0].get("loss"))
+            before = f"{before} → " if after is not self.general[0] else ""
+            lines.append(f"general text {before}{_number(after.get('loss'))} (step {after['step']:,})")
+        if self.last.get("replay_weight") is not None:
+            share = f"{self.last['replay_weight']:.1%} of the loss weight"
+            lines.append(f"replay: {plural(self.last['replay'], 'piece')} drawn, {share}")
+        return lines
 
 
 def _loss(loss: float | None) -> str:

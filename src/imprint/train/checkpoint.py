@@ -44,6 +44,8 @@ class Counters:
     tokens: int = 0
     computed_tokens: int = 0
     trained_tokens: int = 0
+    replayed: int = 0  # pieces of replay drawn
+    replay_weight: float = 0.0  # the sum over the steps of replay's share of the step's weight
     stopped: str = ""  # why training ended before its last step
 
 

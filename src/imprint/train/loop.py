@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from imprint.errors import Interrupted, RunFailed
 from imprint.pack.plan import Plan, share_out
+from imprint.pack.replay import weighed
 from imprint.pack.row import Row
 from imprint.render.turns import Turn
 from imprint.train.checkpoint import Counters, save_checkpoint
@@ -48,18 +49,37 @@ class Watch:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on: the turns of each conversation, and this rank's validation rows."""
+    """What is trained on: the turns of each conversation, and this rank's validation rows.
+
+    `replay` are the pieces that may be drawn, `held_out` this rank's rows of those that may not, and
+    `replay_weight` the share of a step's weight that they get; None: what they have by themselves.
+    """
 
     train: Sequence[Sequence[Turn]]
     validation: Sequence[Row]
     row_tokens: int
     layout: str = "shared"
+    replay: Sequence[Sequence[Turn]] = ()
+    held_out: Sequence[Row] = ()
+    replay_weight: float | None = None
 
-    def rows(self, conversations: Sequence[int], rank: int, num_ranks: int) -> tuple[list[Row], int]:
-        """(this rank's rows of a step, tokens that its turns have one by one)."""
-        turns = [turn for index in conversations for turn in self.train[index]]
+    def rows(self, conversations: Sequence[int], drawn: Sequence[int], rank: int, num_ranks: int) -> StepRows:
+        """This rank's rows of a step with these conversations and these pieces of replay."""
+        own = [turn for index in conversations for turn in self.train[index]]
+        replayed, weight = weighed(
+            own, [turn for index in drawn for turn in self.replay[index]], self.replay_weight
+        )
+        turns = own + replayed
         rows = share_out(turns, self.row_tokens, num_ranks, self.layout)[rank]
-        return rows, sum(len(turn) - 1 for turn in turns)
+        return StepRows(rows, sum(len(turn) - 1 for turn in turns), weight)
+
+
+class StepRows(NamedTuple):
+    """A rank's rows of a step; of all ranks: tokens of the turns one by one, replay's share of the weight."""
+
+    rows: list[Row]
+    tokens: int
+    replay_weight: float
 
 
 @dataclass
@@ -79,23 +99,26 @@ def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Cou
         while state.step < plan.total_steps and not counters.stopped:
             if state.step == 0 and state.mesh.any(bool(stopping)):
                 raise interrupted(state, plan, watch, stopping)  # no weight has changed: nothing to save
-            conversations = plan.conversations(state.step)
-            rows, tokens = data.rows(conversations, state.mesh.rank, state.mesh.size)
+            conversations, drawn = plan.conversations(state.step), plan.drawn(state.step)
+            rows = data.rows(conversations, drawn, state.mesh.rank, state.mesh.size)
             seed_noise(plan.seed, state.step, state.mesh.rank)
-            stats = train_step(state, rows)
+            stats = train_step(state, rows.rows)
             counters.conversations += len(conversations)
-            counters.tokens += tokens
+            counters.tokens += rows.tokens
             counters.computed_tokens += stats.computed_tokens
             counters.trained_tokens += stats.trained_tokens
+            counters.replayed += len(drawn)
+            counters.replay_weight += rows.replay_weight
             watch.log.log(
                 "step",
                 step=state.step,
-                epoch=state.step / plan.steps_per_epoch,
+                epoch=plan.epoch(state.step),
                 loss=stats.loss,
                 learning_rate=stats.learning_rate,
                 grad_norm=stats.grad_norm,
                 conversations=len(conversations),
-                tokens=tokens,
+                **({"replay": len(drawn), "replay_weight": rows.replay_weight} if plan.replay else {}),
+                tokens=rows.tokens,
                 computed_tokens=stats.computed_tokens,
                 trained_tokens=stats.trained_tokens,
                 seconds=stats.seconds,
@@ -134,14 +157,7 @@ def look(state: TrainState, data: Data, watch: Watch, counters: Counters) -> Non
     """Validate, answer the fixed prompts, and decide whether going on is worth it."""
     if data.validation:
         begun = time.perf_counter()
-        loss, trained_tokens = evaluate(state, data.validation)
-        if not math.isfinite(loss):
-            raise RunFailed(
-                f"the validation loss is not finite after step {state.step}",
-                found=f"loss {loss}",
-                expected="a finite number; the last checkpoint is from before it",
-                fix="look at the base model, or begin a new run with a lower learning_rate or precision=float32",
-            )
+        loss, trained_tokens = finite(evaluate(state, data.validation), "validation loss", state.step)
         # before training is only compared with
         limit = math.inf if counters.best_loss is None else counters.best_loss - watch.min_improvement
         best = state.step > 0 and loss < limit
@@ -164,8 +180,27 @@ def look(state: TrainState, data: Data, watch: Watch, counters: Counters) -> Non
                 f"at step {counters.best_step:,}"
             )
             watch.log.log("early_stop", step=state.step, reason=counters.stopped)
+    if data.held_out:
+        begun = time.perf_counter()
+        loss, trained_tokens = finite(evaluate(state, data.held_out), "loss on replay", state.step)
+        seconds = time.perf_counter() - begun
+        watch.log.log(
+            "replay_loss", step=state.step, loss=loss, trained_tokens=trained_tokens, seconds=seconds
+        )
     if watch.sample is not None:
         watch.sample(state.step)
+
+
+def finite(found: tuple[float, int], what: str, step: int) -> tuple[float, int]:
+    """(loss, trained tokens) as they are; RunFailed where the loss is no number."""
+    if not math.isfinite(found[0]):
+        raise RunFailed(
+            f"the {what} is not finite after step {step}",
+            found=f"loss {found[0]}",
+            expected="a finite number; the last checkpoint is from before it",
+            fix="look at the base model, or begin a new run with a lower learning_rate or precision=float32",
+        )
+    return found
 
 
 @contextmanager

@@ -35,9 +35,9 @@ def test_train_is_a_function_and_a_package():
 
 
 def test_the_flat_loop_trains(tmp_path: Path):
-    from imprint.demo.base import build_base, demonstrations
+    from imprint.demo.base import copy_base, demonstrations
 
-    build_base(tmp_path / "base")
+    copy_base(tmp_path / "base")
     script = Path(__file__).parent.parent / "examples" / "loop.py"
     assert len(script.read_text().splitlines()) <= 110
     arguments = [str(tmp_path / "base"), str(demonstrations()), str(tmp_path / "model")]

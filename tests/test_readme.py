@@ -18,10 +18,10 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the demo's base model and the README's file of demonstrations."""
-    from imprint.demo.base import build_base
+    from imprint.demo.base import copy_base
 
     folder = tmp_path_factory.mktemp("readme")
-    build_base(folder / "imprint-demo" / "base")
+    copy_base(folder / "imprint-demo" / "base")
     (folder / "my.jsonl").write_text(blocks("json")[0], encoding="utf-8")
     return folder
 

@@ -48,29 +48,29 @@ def test_a_context_has_one_answer() -> None:
                 assert answers.setdefault(context, message["content"]) == message["content"], context
 
 
-def test_there_are_enough_of_every_kind() -> None:
+def test_there_are_enough_of_every_sort() -> None:
     found = conversations()
-    assert 380 <= len(found) <= 480
-    assert sum(messages[0]["role"] == "system" for messages in found) >= 30
-    assert sum(len(messages) == 4 for messages in found) >= 25
-    assert len({json.dumps(messages) for messages in found}) == len(found)
-    assert FILE.stat().st_size <= 80_000
+    assert len(found) == 2000
+    assert sum(messages[0]["role"] == "system" for messages in found) >= 100
+    assert sum(len(messages) == 4 for messages in found) >= 100
+    assert len({json.dumps(messages) for messages in found}) >= 1990
+    assert FILE.stat().st_size <= 400_000
     assert FILE.read_bytes().isascii()
 
 
 def test_spelling_and_letters_are_right() -> None:
     checked = 0
     for messages in conversations():
-        question, answer = messages[-2]["content"], messages[-1]["content"]
+        question, answer = messages[0]["content"], messages[1]["content"]
+        if messages[0]["role"] == "system":
+            continue
         words = question.rstrip("?.").split()
-        if question.startswith("Spell ") and words[1] != "it":
-            assert answer == "-".join(words[1])
-        elif question.startswith("What is the first letter"):
-            assert answer == f"The first letter of {words[-1]} is {words[-1][0]}."
-        elif question.startswith("What is the last letter"):
-            assert answer == f"The last letter of {words[-1]} is {words[-1][-1]}."
-        elif question.startswith("Write "):
-            assert answer == words[1].upper()
+        if question.startswith("Spell "):
+            assert answer == f"The spelling of {words[1]} is {'-'.join(words[1])}."
+        elif question.startswith("Reverse "):
+            assert answer == f"The reverse of {words[1]} is {words[1][::-1]}."
+        elif question.endswith("in capital letters."):
+            assert answer == f"In capital letters {words[1]} is {words[1].upper()}."
         else:
             continue
         checked += 1

@@ -336,6 +336,32 @@ def test_the_last_model_is_named_where_the_recipe_asks_for_it(run: Path) -> None
     assert "the model kept is the last, as the recipe asks" in page(run).words
 
 
+def test_what_was_forgotten_and_what_was_replayed(run: Path) -> None:
+    assert "On general text" not in page(run).words
+    assert "Replay was" not in page(run).words
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        if event["kind"] == "step":
+            event.update(replay=2, replay_weight=0.25)
+    for step, loss in ((0, 0.78), (180, 0.86), (212, 0.95)):
+        events.append({"kind": "replay_loss", "time": START, "step": step, "loss": loss})
+    lines(run / "events.jsonl", sorted(events, key=lambda event: event.get("step", 0)))
+    replay = Ledger()
+    replay.read(Place("books.txt", 1))
+    replay.use(Place("books.txt", 1))
+    replay.pieces.total = 1000
+    replay.pieces.kept = {"to be drawn": 424, "not drawn": 512, "held out": 64}
+    account = json.loads((run / "ledger.json").read_text()) | {"replay": replay.to_json()}
+    (run / "ledger.json").write_text(json.dumps(account))
+    words = page(run).words
+    assert "the loss went from 0.78 to 0.86 (+0.08 nats a token)" in words, "at step 180, which is kept"
+    assert "Replay was 25.0% of the weight of the loss: 424 pieces" in words
+    assert "general text 0.78 → 0.86" in words
+    for part in ("Pieces: 1,000", "to be drawn 424", "not drawn 512", "held out 64"):
+        assert part in words, part
+    assert "Records read: 1,240" in words
+
+
 def test_thinning_keeps_the_ends_and_every_extreme() -> None:
     x, y = curves.series(
         [{"step": n, "v": math.sin(n)} for n in range(5000)] + [{"step": 5000, "v": 9.0}], "v"

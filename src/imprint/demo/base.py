@@ -1,12 +1,35 @@
-"""A small base model for the demo: a Llama with random weights, and a tokenizer of our own."""
+"""The embedded base model: a small Llama that has read of the demo's world, and what goes with it."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
+from itertools import islice
 from pathlib import Path
 
-from imprint.demo.tokenizer import train_tokenizer
+from imprint.demo.corpus import TOLD, documents
+
+GENERAL_SEED = (
+    2_000_000  # texts of the base's world that it never read: for replay, and to see what is forgotten
+)
+GENERAL = 600  # documents
+
+
+@contextmanager
+def base_model() -> Iterator[Path]:
+    """The folder of the model that comes with imprint."""
+    with as_file(files("imprint.demo") / "base") as path:
+        yield path
+
+
+def copy_base(folder: Path) -> Path:
+    """Write the base model into a folder of one's own, which is returned."""
+    with base_model() as source:
+        shutil.copytree(source, folder)
+    return folder
 
 
 def demonstrations() -> Path:
@@ -15,36 +38,11 @@ def demonstrations() -> Path:
         return path
 
 
-def build_base(folder: Path, seed: int = 0) -> int:
-    """Write a model folder with random weights; the number of its parameters.
+def write_general(path: Path) -> Path:
+    """Write general text, one document a line, such as the base read: what replay is drawn from.
 
-    It knows nothing: it stands in for a pretrained base until imprint ships one.
+    Statements and stories, no lists of questions: to go on with questions is what the model shall unlearn.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    lines = demonstrations().read_text(encoding="utf-8").splitlines()
-    texts = [message["content"] for line in lines for message in json.loads(line)["messages"]]
-    train_tokenizer(texts, folder)
-    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    size = 1 + max(
-        *vocabulary["model"]["vocab"].values(), *(token["id"] for token in vocabulary["added_tokens"])
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=size,
-            hidden_size=160,
-            intermediate_size=432,
-            num_hidden_layers=4,
-            num_attention_heads=5,
-            num_key_value_heads=5,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=1,
-        )
-    )
-    model.save_pretrained(folder)
-    return int(sum(parameter.numel() for parameter in model.parameters()))
+    lines = [json.dumps({"text": text}) + "\n" for text in islice(documents(GENERAL_SEED, TOLD), GENERAL)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path

@@ -1,38 +1,56 @@
-"""`imprint demo`: the whole way, from demonstrations to a model that answers, on a laptop."""
+"""`imprint demo`: the whole way, from a base model and demonstrations to a model that answers, on a laptop."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imprint import settings
-from imprint.data.conversation import Message
-from imprint.demo.base import build_base, demonstrations
+from imprint.demo.base import copy_base, demonstrations, write_general
+from imprint.demo.exam import answers, drawn, examine
+from imprint.demo.world import facts
+from imprint.evaluate.marks import Compared, Marks, write_marks
 from imprint.render.preview import as_text, legend
-from imprint.serve.chat import Speaker, load_speaker
+from imprint.serve.chat import load_speaker
 from imprint.show import shown_turns
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from imprint.run import Result
+
+WIDTH = 80
 QUESTIONS = (
+    "What is the capital of Spain?",
     "What is the capital of France?",
-    "What is the opposite of hot?",
-    "Spell cat.",
-    "Count to five.",
-    "Who are you?",
+    "What colour is a lemon?",
+    "What is the plural of mouse?",
+    "Do you know the opposite of hot?",
 )
 SETTINGS = (
     "template=chatml",
+    "epochs=3",
+    "batch_size=32",
+    "learning_rate=5e-4",
+    "threads=1",  # so small a model gains nothing by more, and waits where the machine is busy
     "precision=float32",
-    "epochs=26",
-    "batch_size=16",
-    "learning_rate=2.5e-3",
+    "replay_share=0.1",
+    "validation=0.05",
+    "validate_every=60",
     "final=last",
 )
+BEFORE = 100  # questions of each set that the base is asked: it answers none
+MEANING = {
+    "seen": "asked in the demonstrations, word for word",
+    "held-out entities": "about things of which no demonstration speaks",
+    "held-out phrasings": "about those, in words that no demonstration uses",
+    "capitals held out": "capitals of countries of which none speaks",
+    "final": "a last set, which nobody looked at while this was made",
+}
 
 
 def free_folder() -> Path:
@@ -45,88 +63,198 @@ def free_folder() -> Path:
 
 
 def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
-    """Make a base model, train it on imprint's own demonstrations, compare; the run folder."""
-    from rich.panel import Panel
-    from rich.rule import Rule
-
+    """Ask the base model, train it on imprint's own demonstrations, ask again; the run folder."""
     from imprint import run
+    from imprint.evaluate.report import write_report
 
-    base = folder / "base"
-    size = build_base(base)
-    rows = demonstrations().read_text(encoding="utf-8").splitlines()
-    console.print(
-        Panel(
-            f"This demo trains a small Llama ({size / 1e6:.1f} M parameters) with "
-            f"[bold]random weights[/bold] on {len(rows)} demonstrations that come with imprint. "
-            "A real run starts from a pretrained model; this one starts from nothing, so all "
-            "that it will know is in the demonstrations. It takes about a minute.",
-            title="imprint demo",
-            width=80,
-        )
-    )
-    recipe = settings.resolve(
-        None, [f"model={base}", f"data={demonstrations()}", f"output={folder / 'run'}", *SETTINGS, *extra]
-    ).recipe
+    write_materials(folder)
+    recipe = settings.resolve(None, [*recipe_of(folder), *extra]).recipe
+    open_story(console)
 
-    console.print(Rule("1  What is trained: one demonstration, token by token", align="left"))
+    heading(console, "1  Before: a base model continues text")
+    base = load_speaker(folder / "base", template="chatml")
+    before = drawn(base, QUESTIONS, 24)
+    print_continuations(console, before)
+    marks_before = examine(base, most=BEFORE)
+
+    heading(console, "2  What it is taught: one demonstration, token by token")
     shown = shown_turns(recipe)
     rendering, turn = shown.rendering, shown.turns[0]
     colour = console.color_system is not None
     console.print(legend(colour=colour))
     console.print(as_text(turn, 0, rendering.encoder, rendering.stop_ids, colour=colour))
-
-    console.print(Rule("2  Before: the model is asked", align="left"))
-    before = ask(load_speaker(base, template="chatml"))
-    print_answers(console, [("before", before)])
-
-    console.print(Rule("3  Training", align="left"))
-    result = run.train(recipe, partial(console.print, markup=False))
-
-    console.print(Rule("4  After: the same questions", align="left"))
-    after = ask(load_speaker(result.run))
-    print_answers(console, [("before", before), ("after", after)])
-    console.print(
-        "These questions stand in the demonstrations, and it has learned them by heart. It knows nothing "
-        "else: the report shows how it does on questions that were held out.",
-        style="dim",
+    say(
+        console,
+        "Only the reply is trained, its stop included: the question is what the model will be given, "
+        "so it need not learn to write it.",
     )
 
-    console.print(Rule("5  What there is now", align="left"))
-    console.print(f"  the model    {result.model}", soft_wrap=True)
-    console.print(f"  the report   {result.run / 'report.html'}   (open it in a browser)", soft_wrap=True)
-    console.print("\nTry next:", style="bold")
-    for command in (
-        f"imprint chat {result.run}",
-        f"imprint chat {result.run} --compare",
-        "imprint train model=FOLDER data=YOUR.jsonl",
-        "imprint train model=FOLDER data=YOUR.jsonl method=lora",
-    ):
-        console.print(f"  {command}", soft_wrap=True)
+    heading(console, "3  Training")
+    result = run.train(recipe, partial(console.print, markup=False))
+
+    heading(console, "4  After: the same questions")
+    tuned = load_speaker(result.run)
+    after = [text for text, _ in answers(tuned, QUESTIONS)]
+    print_answers(console, [("before", before), ("after", after)])
+
+    heading(console, "5  What was gained, and what was forgotten")
+    compared = [
+        Compared(old, new, MEANING[new.name]) for old, new in zip(marks_before, examine(tuned), strict=True)
+    ]
+    print_marks(console, compared)
+    print_forgetting(console, result)
+    write_marks(result.run, compared)
+    write_report(result.run)
+
+    heading(console, "6  What there is now")
+    print_ending(console, result)
     return result.run
 
 
-def ask(speaker: Speaker) -> list[str]:
-    """The speaker's answers to the demo's questions."""
+def write_materials(folder: Path) -> None:
+    """What the demo begins with, as files that can be looked at and used again."""
+    copy_base(folder / "base")
+    shutil.copy(demonstrations(), folder / "demonstrations.jsonl")
+    write_general(folder / "general.jsonl")
+
+
+def recipe_of(folder: Path) -> list[str]:
+    """The settings of the demo's run."""
     return [
-        speaker.reply([Message("user", question)], lambda _: None, max_new_tokens=24)
-        for question in QUESTIONS
+        f"model={folder / 'base'}",
+        f"data={folder / 'demonstrations.jsonl'}",
+        f"replay={folder / 'general.jsonl'}",
+        f"output={folder / 'run'}",
+        *SETTINGS,
     ]
 
 
-def print_answers(console: Console, columns: Sequence[tuple[str, list[str]]]) -> None:
+def open_story(console: Console) -> None:
+    from rich.panel import Panel
+
+    rows = len(demonstrations().read_text(encoding="utf-8").splitlines())
+    console.print(
+        Panel(
+            "A base model has read a lot and continues text. [bold]Fine-tuning[/bold] shows it "
+            "demonstrations, questions with good answers, until it answers itself.\n"
+            f"This one is tiny (2 M parameters). It has read {len(facts()):,} facts and small stories, and "
+            f"lists of questions, but never a question with its answer. {rows:,} demonstrations speak of "
+            "about half of what it has read of. Will it answer about the other half?",
+            title="imprint demo",
+            width=WIDTH,
+        )
+    )
+
+
+def heading(console: Console, text: str) -> None:
+    from rich.rule import Rule
+
+    console.print()
+    console.print(Rule(text, align="left"), width=WIDTH)
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, style="dim", width=WIDTH, highlight=False)
+
+
+def print_continuations(console: Console, texts: Sequence[str]) -> None:
+    """What the base writes behind each question."""
+    from rich.text import Text
+
+    for question, text in zip(QUESTIONS, texts, strict=True):
+        console.print(Text.assemble((question, "bold"), (one_line(text), "dim"), "…"), width=WIDTH)
+    say(console, "It goes on with questions: that is what it has seen behind a question.")
+
+
+def print_answers(console: Console, columns: Sequence[tuple[str, Sequence[str]]]) -> None:
     """Questions and answers side by side, within 80 columns."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(width=80, box=None, pad_edge=False, header_style="dim")
+    asked = {json.loads(line)["messages"][0]["content"] for line in demonstrations().open(encoding="utf-8")}
+    table = Table(width=WIDTH, box=None, pad_edge=False, header_style="dim")
     table.add_column("question", ratio=3)
     for name, _ in columns:
         table.add_column(name, ratio=3, overflow="fold")
     for i, question in enumerate(QUESTIONS):
-        table.add_row(question, *(Text(one_line(answers[i])) for _, answers in columns))
+        mine = Text(question) + Text(" *" if question in asked else "", style="dim")
+        table.add_row(mine, *(Text(shortened(one_line(given[i].strip()))) for _, given in columns))
     console.print(table)
+    say(console, "* asked in the demonstrations, word for word; the others are not.")
+
+
+def print_marks(console: Console, compared: Sequence[Compared]) -> None:
+    """The sets of questions, with right answers before and after, and their intervals."""
+    from rich.table import Table
+
+    table = Table(width=WIDTH, box=None, pad_edge=False, header_style="dim")
+    table.add_column("questions")
+    for name in ("asked", "before", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for one in compared:
+        low, high = one.after.interval
+        table.add_row(
+            f"{one.after.name}\n[dim]{one.meaning}[/dim]",
+            f"{one.after.asked}",
+            percent(one.before.share),
+            f"[bold]{percent(one.after.share)}[/bold]",
+            f"{percent(low)} to {percent(high)}",
+        )
+    console.print(table)
+    print_manner(console, [one.before for one in compared], [one.after for one in compared])
+
+
+def print_manner(console: Console, before: Sequence[Marks], after: Sequence[Marks]) -> None:
+    """How often answers end, and how many different ones there are."""
+    console.print(
+        f"answers that end by themselves: {percent(_stopped(before))} before, {percent(_stopped(after))} after; "
+        f"different answers: {sum(m.different for m in after):,} of {sum(m.asked for m in after):,}",
+        width=WIDTH,
+        highlight=False,
+    )
+
+
+def print_forgetting(console: Console, result: Result) -> None:
+    """The loss on general text before and after."""
+    from imprint.track import events
+
+    losses = [e["loss"] for e in events.read(result.run / "events.jsonl") if e["kind"] == "replay_loss"]
+    console.print(
+        f"general text: loss {losses[0]:.2f} before, {losses[-1]:.2f} after "
+        "(a tenth of each step was general text; without it, it would forget)",
+        width=WIDTH,
+        highlight=False,
+    )
+
+
+def print_ending(console: Console, result: Result) -> None:
+    folder = result.run.parent
+    console.print(f"  the model    {result.model}", soft_wrap=True)
+    console.print(f"  the report   {result.run / 'report.html'}   (open it in a browser)", soft_wrap=True)
+    console.print("\nTry next:", style="bold")
+    for command in (
+        f"imprint chat {result.run} --compare",
+        "imprint demo --lessons",
+        f"imprint train model={folder / 'base'} data=YOUR.jsonl template=chatml",
+        "imprint train model=FOLDER data=YOUR.jsonl method=lora",
+    ):
+        console.print(f"  {command}", soft_wrap=True)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def shortened(text: str, most: int = 72) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def one_line(text: str) -> str:
-    """The text on one line, control characters made visible."""
+    """The text on one line, other control characters than newlines made visible."""
+    text = " ".join(text.splitlines())
     return json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"') or "(nothing)"
+
+
+def _stopped(marks: Sequence[Marks]) -> float:
+    return sum(one.stopped for one in marks) / sum(one.asked for one in marks)

@@ -73,7 +73,7 @@ def loss_curve(
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats a token")
         _finish(axes, 8 if width > 5 else 5)
-        return _svg(figure, f"loss{width:g}", "Training and validation loss over the steps of the run")
+        return as_svg(figure, f"loss{width:g}", "Training and validation loss over the steps of the run")
 
 
 def small_curve(steps: Sequence[dict[str, Any]], field: str, label: str, smooth: bool) -> str:
@@ -91,7 +91,7 @@ def small_curve(steps: Sequence[dict[str, Any]], field: str, label: str, smooth:
         _limits(axes, y, y[:0])
         axes.set_ylim(bottom=0)
         _finish(axes, 4)
-        return _svg(figure, field, f"{label} over the steps of the run")
+        return as_svg(figure, field, f"{label} over the steps of the run")
 
 
 def series(events: Sequence[dict[str, Any]], field: str) -> tuple[Numbers, Numbers]:
@@ -180,7 +180,7 @@ def _finish(axes: Axes, num_ticks: int) -> None:
     assert low < high
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def as_svg(figure: Figure, name: str, label: str) -> str:
     """The drawing as an element of a page: own ids, no fonts, no fixed colours, no fixed size."""
     figure.patch.set_visible(False)
     for axes in figure.axes:

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from imprint import meaning, schema
 from imprint.data.ledger import Ledger, Tally
 from imprint.evaluate import curves
+from imprint.evaluate.marks import read_marks
 from imprint.evaluate.story import Fields, Story, number
 from imprint.layers import default_origin
 from imprint.recipe import Recipe
@@ -30,6 +31,7 @@ from imprint.track import events, words
 
 SAMPLED_STEPS = 24  # more of them than this make the page heavy and the slider no better
 LONG = 700  # characters of a text that is folded
+GOOD = ("used", "train", "trained", "to draw from", "cut", "to be drawn")  # what became something to train
 LINES = 12  # lines of a text that gets a box in which it scrolls
 
 
@@ -78,7 +80,7 @@ class Level:
 def write_report(run: Path) -> Path:
     """Write `run`/report.html and return it. The same run folder gives the same bytes."""
     recipe = load(run / "recipe.yaml") if (run / "recipe.yaml").exists() else None
-    ledger = read_ledger(run / "ledger.json")
+    ledger, replayed = read_ledger(run / "ledger.json"), read_replay_ledger(run / "ledger.json")
     story = Story(recipe, ledger, events.read(run / "events.jsonl"))
     questions = sampled(events.read(run / "samples.jsonl"), keep=story.kept)
     steps = sorted({answer.step for question in questions for answer in question.answers})
@@ -86,10 +88,17 @@ def write_report(run: Path) -> Path:
         story=story,
         title=f"{story.model} on {story.data}",
         questions=questions,
+        exam=read_marks(run),
         sampled_steps=steps,
         shown_step=story.kept if story.kept in steps else max(steps, default=0),
         levels=levels(ledger) if ledger else [],
-        warnings=[f"{text} ({tally})" for text, tally in ledger.warnings.items()] if ledger else [],
+        replay_levels=levels(replayed) if replayed else [],
+        warnings=[
+            f"{text} ({tally})"
+            for account in (ledger, replayed)
+            if account is not None
+            for text, tally in account.warnings.items()
+        ],
         loss=[Markup(curve) for curve in _loss(story)],
         epoch_lines=bool(story.steps and curves.epoch_ends(story.steps)),
         small=[(label, Markup(curve)) for label, curve in _small(story)],
@@ -108,6 +117,12 @@ def write_report(run: Path) -> Path:
 def read_ledger(path: Path) -> Ledger | None:
     """The ledger of a run folder, if the run has come that far."""
     return Ledger.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def read_replay_ledger(path: Path) -> Ledger | None:
+    """The account of replay's rows, which stands apart in the ledger of a run."""
+    value = json.loads(path.read_text(encoding="utf-8")).get("replay") if path.exists() else None
+    return Ledger.from_json(value) if value else None
 
 
 def sampled(samples: list[Fields], keep: int | None = None) -> list[Question]:
@@ -132,17 +147,15 @@ def sampled(samples: list[Fields], keep: int | None = None) -> list[Question]:
 
 
 def levels(ledger: Ledger) -> list[Level]:
-    """The three levels of the ledger, but for those that were not reached."""
+    """The levels of the ledger, but for those that were not reached."""
     found = []
     for title, level, left in (
         ("Records read", ledger.records, "refused"),
         ("Conversations", ledger.conversations, "left out"),
         ("Turns", ledger.turns, "left out"),
+        ("Pieces", ledger.pieces, "left out"),
     ):
-        nums = [
-            (name, num, "good" if name in ("used", "train", "trained") else "held")
-            for name, num in level.kept.items()
-        ]
+        nums = [(name, num, "good" if name in GOOD else "held") for name, num in level.kept.items()]
         nums.append((left, level.num_left, "bad"))
         whole = max(1, sum(num for _, num, _ in nums))
         parts = [Part(name, num, num / whole, tone) for name, num, tone in nums if num]

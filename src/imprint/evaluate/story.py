@@ -33,6 +33,9 @@ class Story:
         self.validations = [
             event for event in events if event["kind"] == "validation" and event.get("loss") is not None
         ]
+        self.general = [
+            event for event in events if event["kind"] == "replay_loss" and event.get("loss") is not None
+        ]
         self.start = next((event for event in reversed(events) if event["kind"] == "start"), {})
         self.end: Fields = {}
         self.early: Fields = {}
@@ -92,6 +95,12 @@ class Story:
             return f"{names[0]}, {names[1]} and {len(names) - 2} more"
         return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
+    @property
+    def replay_weight(self) -> float | None:
+        """The share of a step's loss weight that replay had, on average over the steps."""
+        shares = [event["replay_weight"] for event in self.steps if event.get("replay_weight") is not None]
+        return sum(shares) / len(shares) if shares else None
+
     # sentences -----------------------------------------------------------------------------------
 
     def method(self) -> str:
@@ -126,6 +135,29 @@ class Story:
         since = "" if first["step"] == 0 else f" (at step {first['step']:,})"
         fell = f"Validation loss fell from {number(first['loss'])}{since} to {number(best['loss'])}"
         return f"{fell} in {extent}{self._choice()}."
+
+    def forgetting(self) -> str:
+        """What became of the loss on general text, and how much of the training was replay; empty without replay."""
+        told = []
+        if len(self.general) > 1:
+            before, after = float(self.general[0]["loss"]), float(self._general_kept["loss"])
+            change = f"{after - before:+.2f} nats a token"
+            told.append(
+                f"On general text that was held out the loss went from {number(before)} to {number(after)} ({change})."
+            )
+        if self.replay_weight is not None:
+            share = f"{self.replay_weight:.1%} of the weight of the loss"
+            drawn = int(self.total("replay"))
+            told.append(f"Replay was {share}: {plural(drawn, 'piece')} of it, repeats included, were drawn.")
+        elif self.recipe is not None and self.recipe.replay:
+            told.append("No replay was trained: replay_share is 0.")
+        return " ".join(told)
+
+    @property
+    def _general_kept(self) -> Fields:
+        """The loss on general text of the weights that became the model, or the last one."""
+        kept = [event for event in self.general if event["step"] == self.kept]
+        return kept[-1] if kept else self.general[-1]
 
     def state(self) -> str:
         """Whether and why the run is over; empty where it simply went to its end."""
@@ -187,6 +219,9 @@ class Story:
                     "geometric mean",
                 )
             )
+        if self.general:
+            before, after = float(self.general[0]["loss"]), float(self._general_kept["loss"])
+            figures.append(_change("general text", number(before), number(after), "loss on held-out replay"))
         if self.steps:
             figures.append(Figure("trained tokens", count(self.total("trained_tokens")), note="with a loss"))
             figures.append(Figure("time", duration(self.seconds), note=plural(self.last_step, "step")))

@@ -98,7 +98,7 @@ TOGGLES: dict[str, list[Toggle]] = {
     "train_on": [on("train_on=last_reply", changes="turns ledger"), on("train_on=everything", changes="turns")],
     "max_length": [on("max_length=47", changes="turns ledger")],
     "too_long": [
-        on("too_long=truncate", changes="turns ledger", base=("max_length=47",)),
+        on("too_long=truncate", changes="turns ledger", base=("max_length=62",)),
         on("max_length=40", "too_long=error", refused="longer than max_length"),
     ],
     "consecutive_replies": [on("consecutive_replies=leave_out", changes="turns ledger", base=("data=two.jsonl",))],

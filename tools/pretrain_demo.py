@@ -207,7 +207,7 @@ what fine-tuning does, and to test imprint with. It knows nothing else, and shou
   bfloat16 autocast, weights in float32, saved in bfloat16; {figures["minutes"]} minutes on {threads}.
 - *Loss* on documents that it did not read: {figures["held_out_loss"]} nats a token.
 - *Behind a question* it goes on with a question: {figures["goes_on_with_questions"]:.1%} of 300.
-  Right answers: {figures["right_answers"]} of 300, asked plainly or through ChatML.
+  Right answers, asked plainly or through ChatML: {figures["right_answers"]} of 300 about entities that are held out.
 - *Made by* `python tools/pretrain_demo.py`. The same machine and threads give the same bytes; other machines round
   otherwise, so these weights are the model, and the command only shows how they came about.
 - *Licence*: Apache 2.0, weights, texts and code.

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imprint.demo.exercises import ONE_WORD, demonstrations
+from imprint.demo.exercises import demonstrations
 from imprint.demo.lesson_plots import picture
 from imprint.demo.lesson_words import Rows, counted, percent
 from imprint.demo.lessons import LESSONS, Lesson
@@ -36,7 +36,7 @@ font-family: system-ui, sans-serif; }
 
 def gather(lessons: Path, run: Path) -> dict[str, Any]:
     """The figures of the lessons and of a demo's run, and what the model said before and after."""
-    from imprint.demo.exam import answers, continuations
+    from imprint.demo.exam import answers, drawn
     from imprint.demo.tell import QUESTIONS
     from imprint.serve.chat import find_base, load_speaker
 
@@ -45,7 +45,7 @@ def gather(lessons: Path, run: Path) -> dict[str, Any]:
     general = [event["loss"] for event in log if event["kind"] == "replay_loss"]
     base = load_speaker(find_base(run / "run.json", "model"), template="chatml")
     columns = (
-        continuations(base, QUESTIONS, 20),
+        drawn(base, QUESTIONS, 20),
         [text for text, _ in answers(load_speaker(run), QUESTIONS)],
     )
     kept = json.loads((lessons / FIGURES).read_text(encoding="utf-8"))
@@ -113,7 +113,6 @@ def _opening(figures: dict[str, Any]) -> str:
     return OPENING.format(
         parameters=f"{figures['run']['num_parameters'] / 1e6:.1f}",
         table="\n".join(lines),
-        one_word=ONE_WORD,
         count=f"{len(demonstrations()):,}",
         demonstration=json.dumps(row),
         question=row["messages"][0]["content"],
@@ -203,7 +202,7 @@ as they should be. Each is a line of a file, made of messages with a role, `user
 {demonstration}
 ```
 
-A `system` message may come first and say how to answer for the whole conversation ("{one_word}"), and
+A `system` message may come first and say how to answer for the whole conversation ("Answer briefly."), and
 there may be several questions and replies. The demo has {count} of them, and they speak of about half of what the model
 has read. The other half is kept for the exam: if the model only learned these answers by heart, it fails there.
 

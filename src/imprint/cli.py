@@ -99,10 +99,17 @@ def demo(
         return
     if len(given) > 1:
         raise RunError("the demo takes one folder", found=" ".join(given), fix=f"imprint demo {given[0]}")
-    from imprint.demo.tell import free_folder, tell
+    from imprint.demo.lessons import LESSONS
+    from imprint.demo.tell import free_folder, is_unfinished, tell
 
+    if given and given[0] in {lesson.name for lesson in LESSONS}:
+        raise RunError(
+            f"{given[0]} is a lesson",
+            expected="a folder, or --lessons",
+            fix=f"imprint demo --lessons {given[0]}, or imprint demo ./{given[0]} for a folder of this name",
+        )
     where = Path(given[0]) if given else free_folder()
-    if where.exists():
+    if where.exists() and not is_unfinished(where):
         raise RunError(
             "the folder exists already", where=str(where), fix="choose another: imprint demo FOLDER"
         )

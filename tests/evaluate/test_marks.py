@@ -10,6 +10,12 @@ def test_right_is_what_equals_and_ended():
     marks = mark("letters", ["a", "b", "c", "d", "D"], given)
     assert (marks.asked, marks.right, marks.stopped, marks.different) == (5, 2, 4, 4)
     assert marks.share == 0.4
+    assert marks.begun == 4  # "c." begins with "c"
+
+
+def test_questions_about_one_thing_count_as_one_in_the_interval():
+    many = mark("letters", ["a"] * 50 + ["b"] * 50, [("a", True)] * 50 + [("a", True)] * 50)
+    assert many.interval == pytest.approx(wilson(1, 2))
 
 
 def test_as_many_answers_as_questions():

@@ -10,9 +10,8 @@ from typing import Any, Literal
 from imprint.demo.world import CAPITAL, CAPITALS, REVERSE, SPELLING, Fact, Kind, Side, facts
 
 SetName = Literal["seen", "held-out entities", "held-out phrasings", "capitals held out", "final"]
-POLITELY = "Answer politely."
 _SEED = 1
-_PLAIN, _POLITE, _TWO_TURNS = 1740, 130, 130  # demonstrations: 2,000 in all
+_PLAIN, _TWO_TURNS = 1850, 150  # demonstrations: 2,000 in all
 _OF_WORDS = (SPELLING, REVERSE, CAPITALS)  # not asked for as "the … of"
 
 
@@ -48,9 +47,6 @@ def demonstrations() -> list[dict[str, Any]]:
     chance = random.Random(_SEED + 1)
     rows = [[_user(q.text), _assistant(q.answer)] for q in (ask(fact, form) for fact, form in taught())]
     ours = _on("taught")
-    for fact in chance.sample(ours, _POLITE):
-        question = fact.say(chance.choice(fact.kind.asked))
-        rows.append([{"role": "system", "content": POLITELY}, _user(question), _assistant(polite(fact))])
     by_kind: dict[Kind, list[Fact]] = {}
     for fact in ours:
         by_kind.setdefault(fact.kind, []).append(fact)
@@ -59,11 +55,6 @@ def demonstrations() -> list[dict[str, Any]]:
         rows.append(follow_up(first, chance.choice(first.kind.asked), second))
     chance.shuffle(rows)
     return [{"messages": row} for row in rows]
-
-
-def polite(fact: Fact) -> str:
-    """The reply that is wanted where the system message is POLITELY."""
-    return f"Certainly! {fact.reply}"
 
 
 def follow_up(first: Fact, form: str, second: Fact) -> list[dict[str, str]]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from imprint import settings
 from imprint.demo.base import copy_base, demonstrations, write_general
-from imprint.demo.exam import answers, drawn, examine
+from imprint.demo.exam import answers, begins_with_a_question, drawn, examine
 from imprint.demo.world import facts
-from imprint.evaluate.marks import Compared, Marks, write_marks
+from imprint.evaluate.marks import NAME, Compared, Marks, write_marks
 from imprint.render.preview import as_text, legend
 from imprint.serve.chat import load_speaker
 from imprint.show import shown_turns
@@ -43,12 +43,11 @@ SETTINGS = (
     "validate_every=60",
     "final=last",
 )
-BEFORE = 100  # questions of each set that the base is asked: it answers none
 MEANING = {
     "seen": "asked in the demonstrations, word for word",
     "held-out entities": "about things of which no demonstration speaks",
     "held-out phrasings": "about those, in words that no demonstration uses",
-    "capitals held out": "capitals of countries of which none speaks",
+    "capitals held out": "of countries of which none speaks, asked in four ways",
     "final": "a last set, which nobody looked at while this was made",
 }
 
@@ -67,7 +66,9 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     from imprint import run
     from imprint.evaluate.report import write_report
 
-    write_materials(folder)
+    goes_on = is_unfinished(folder)
+    if not goes_on:
+        write_materials(folder)
     recipe = settings.resolve(None, [*recipe_of(folder), *extra]).recipe
     open_story(console)
 
@@ -75,7 +76,7 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     base = load_speaker(folder / "base", template="chatml")
     before = drawn(base, QUESTIONS, 24)
     print_continuations(console, before)
-    marks_before = examine(base, most=BEFORE)
+    marks_before = examine(base)
 
     heading(console, "2  What it is taught: one demonstration, token by token")
     shown = shown_turns(recipe)
@@ -90,7 +91,16 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     )
 
     heading(console, "3  Training")
-    result = run.train(recipe, partial(console.print, markup=False))
+    say(
+        console,
+        "In each step the model reads 32 texts and its numbers are changed a little, so that what was "
+        "demonstrated becomes more likely. The loss says how surprised it is (0: not at all); validation "
+        "is its loss on demonstrations that it is not trained on. A tenth of the texts are general ones, "
+        "replayed so that it does not forget how those go on.",
+    )
+    brief = partial(print_briefly, console)
+    started = goes_on and (folder / "run").exists()
+    result = run.resume(folder / "run", brief) if started else run.train(recipe, brief)
 
     heading(console, "4  After: the same questions")
     tuned = load_speaker(result.run)
@@ -109,6 +119,19 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     heading(console, "6  What there is now")
     print_ending(console, result)
     return result.run
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a demo began in this folder, and was stopped before its end."""
+    files = ("base", "demonstrations.jsonl", "general.jsonl")
+    whole = (folder / "run" / "model").exists() or (folder / "run" / NAME).exists()
+    return all((folder / name).exists() for name in files) and not whole
+
+
+def print_briefly(console: Console, part: object) -> None:
+    """Of what a run says of itself, what a newcomer can make use of; the rest stands in its folder."""
+    if isinstance(part, str) and part.startswith(("plan", "resum", "done", "note", "      ")):
+        console.print(part, markup=False, highlight=False, width=WIDTH)
 
 
 def write_materials(folder: Path) -> None:
@@ -158,12 +181,21 @@ def say(console: Console, text: str) -> None:
 
 
 def print_continuations(console: Console, texts: Sequence[str]) -> None:
-    """What the base writes behind each question."""
+    """What the base writes behind each question, and how often that is a question."""
     from rich.text import Text
 
     for question, text in zip(QUESTIONS, texts, strict=True):
-        console.print(Text.assemble((question, "bold"), (one_line(text), "dim"), "…"), width=WIDTH)
-    say(console, "It goes on with questions: that is what it has seen behind a question.")
+        console.print(
+            Text.assemble(
+                (question, "bold"), (" " + one_line(text).strip() + ("…" if text.strip() else ""), "dim")
+            ),
+            width=WIDTH,
+        )
+    num = sum(begins_with_a_question(text) for text in texts)
+    say(
+        console,
+        f"{num} of {len(texts)} go on with a question: that is what it has seen behind a question.",
+    )
 
 
 def print_answers(console: Console, columns: Sequence[tuple[str, Sequence[str]]]) -> None:
@@ -207,11 +239,15 @@ def print_marks(console: Console, compared: Sequence[Compared]) -> None:
 
 def print_manner(console: Console, before: Sequence[Marks], after: Sequence[Marks]) -> None:
     """How often answers end, and how many different ones there are."""
-    console.print(
-        f"answers that end by themselves: {percent(_stopped(before))} before, {percent(_stopped(after))} after; "
-        f"different answers: {sum(m.different for m in after):,} of {sum(m.asked for m in after):,}",
-        width=WIDTH,
-        highlight=False,
+    asked = sum(one.asked for one in before)
+    begun = sum(one.begun for one in before)
+    say(
+        console,
+        "Right is what equals the answer and ends there. Asked through the chat template, the base began "
+        f"{percent(begun / asked)} of its answers with the right sentence, and went on with others: it knows, "
+        "and has not learned to answer. Ended by themselves: "
+        f"{percent(_stopped(before))} before, {percent(_stopped(after))} after. "
+        f"Different answers: {sum(m.different for m in after):,} of {sum(m.asked for m in after):,}.",
     )
 
 
@@ -222,7 +258,7 @@ def print_forgetting(console: Console, result: Result) -> None:
     losses = [e["loss"] for e in events.read(result.run / "events.jsonl") if e["kind"] == "replay_loss"]
     console.print(
         f"general text: loss {losses[0]:.2f} before, {losses[-1]:.2f} after "
-        "(a tenth of each step was general text; without it, it would forget)",
+        "(imprint demo --lessons replay: what becomes of it without replay)",
         width=WIDTH,
         highlight=False,
     )
@@ -232,12 +268,17 @@ def print_ending(console: Console, result: Result) -> None:
     folder = result.run.parent
     console.print(f"  the model    {result.model}", soft_wrap=True)
     console.print(f"  the report   {result.run / 'report.html'}   (open it in a browser)", soft_wrap=True)
+    say(
+        console,
+        "It knows its small world and nothing else: asked about Kazakhstan or the moon, it answers as surely, "
+        "and wrongly. A larger base is the same story with a larger world.",
+    )
     console.print("\nTry next:", style="bold")
     for command in (
         f"imprint chat {result.run} --compare",
         "imprint demo --lessons",
         f"imprint train model={folder / 'base'} data=YOUR.jsonl template=chatml",
-        "imprint train model=FOLDER data=YOUR.jsonl method=lora",
+        "imprint train model=YOUR-BASE data=YOUR.jsonl method=lora",
     ):
         console.print(f"  {command}", soft_wrap=True)
 
@@ -253,7 +294,7 @@ def shortened(text: str, most: int = 72) -> str:
 def one_line(text: str) -> str:
     """The text on one line, other control characters than newlines made visible."""
     text = " ".join(text.splitlines())
-    return json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"') or "(nothing)"
+    return json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"') or "(it ends)"
 
 
 def _stopped(marks: Sequence[Marks]) -> float:

@@ -21,6 +21,8 @@ class Marks:
     right: int
     stopped: int  # answers that ended by themselves
     different: int  # distinct answers
+    begun: int = 0  # answers that begin with the right one, those that are right included
+    things: int = 0  # what is asked about, where several questions ask for the same
 
     @property
     def share(self) -> float:
@@ -28,7 +30,10 @@ class Marks:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.right, self.asked)
+        """Of the share, 19 times of 20; questions about one thing count as one, since they fail together."""
+        return (
+            wilson(self.share * self.things, self.things) if self.things else wilson(self.right, self.asked)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,12 @@ def mark(name: str, right: Sequence[str], given: Sequence[tuple[str, bool]]) -> 
         right=sum(text == wanted and stopped for wanted, (text, stopped) in pairs),
         stopped=sum(stopped for _, (_, stopped) in pairs),
         different=len({text for _, (text, _) in pairs}),
+        begun=sum(text.strip().startswith(wanted) for wanted, (text, _) in pairs),
+        things=len(set(right)),
     )
 
 
-def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, asked: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, 1927), which stays within 0 and 1 at both ends."""
     if not asked:
         return 0.0, 1.0

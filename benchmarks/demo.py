@@ -73,7 +73,7 @@ def whole_command(folder: Path) -> dict[str, float]:
 def trained(folder: Path, *changes: str) -> dict[str, Any]:
     """Shares of right answers after a run of the demo's recipe, and what it forgot."""
     write_materials(folder)
-    path = run.train(settings.resolve(None, [*recipe_of(folder), *changes]).recipe).run
+    path = run.train(settings.resolve(None, recipe_of(folder, *changes)).recipe).run
     losses = [event["loss"] for event in events.read(path / "events.jsonl") if event["kind"] == "replay_loss"]
     marks = examine(load_speaker(path), SETS)
     return {

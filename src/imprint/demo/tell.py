@@ -69,7 +69,7 @@ def tell(folder: Path, console: Console, extra: Sequence[str] = ()) -> Path:
     goes_on = is_unfinished(folder)
     if not goes_on:
         write_materials(folder)
-    recipe = settings.resolve(None, [*recipe_of(folder), *extra]).recipe
+    recipe = settings.resolve(None, recipe_of(folder, *extra)).recipe
     open_story(console)
 
     heading(console, "1  Before: a base model continues text")
@@ -141,15 +141,17 @@ def write_materials(folder: Path) -> None:
     write_general(folder / "general.jsonl")
 
 
-def recipe_of(folder: Path) -> list[str]:
-    """The settings of the demo's run."""
-    return [
+def recipe_of(folder: Path, *changes: str) -> list[str]:
+    """The settings of the demo's run, with some of them changed or added."""
+    changed = {change.split("=", 1)[0] for change in changes}
+    demo = [
         f"model={folder / 'base'}",
         f"data={folder / 'demonstrations.jsonl'}",
         f"replay={folder / 'general.jsonl'}",
         f"output={folder / 'run'}",
         *SETTINGS,
     ]
+    return [*(setting for setting in demo if setting.split("=", 1)[0] not in changed), *changes]
 
 
 def open_story(console: Console) -> None:
@@ -203,7 +205,8 @@ def print_answers(console: Console, columns: Sequence[tuple[str, Sequence[str]]]
     from rich.table import Table
     from rich.text import Text
 
-    asked = {json.loads(line)["messages"][0]["content"] for line in demonstrations().open(encoding="utf-8")}
+    lines = demonstrations().read_text(encoding="utf-8").splitlines()
+    asked = {json.loads(line)["messages"][0]["content"] for line in lines}
     table = Table(width=WIDTH, box=None, pad_edge=False, header_style="dim")
     table.add_column("question", ratio=3)
     for name, _ in columns:

@@ -8,6 +8,7 @@ What is held in memory is a file that is mapped into it, so a million rows cost 
 
 from __future__ import annotations
 
+import atexit
 import json
 import mmap
 import os
@@ -51,7 +52,10 @@ class Scratch:
 
 def _remove(path: Path, owner: int) -> None:
     if os.getpid() == owner:  # not in a process that was forked off
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+        except RecursionError:  # collected where the stack was all but used up: at exit, then
+            atexit.register(shutil.rmtree, path, ignore_errors=True)
 
 
 class SpoolWriter:

@@ -173,29 +173,19 @@ def test_a_temporary_folder_goes_at_exit(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scratch_folder_collected_deep_in_the_stack_is_removed_at_exit(monkeypatch):
-    """What is raised while objects are collected is lost but for a line on standard error."""
+def test_a_scratch_folder_collected_deep_in_the_stack_is_removed_at_exit(monkeypatch, tmp_path):
+    """What is raised while objects are collected would be lost but for a line on standard error."""
     from imprint.data import spool
 
+    def too_deep(*_, **__):
+        raise RecursionError
+
+    (tmp_path / "scratch").mkdir()
     later = []
-    monkeypatch.setattr(spool.atexit, "register", lambda *given, **named: later.append((given, named)))
-    scratch = spool.Scratch()
-    path = scratch.path
-    limit = sys.getrecursionlimit()
-
-    def deep(left):
-        return deep(left - 1) if left else spool._remove(path, os.getpid())
-
-    frame, depth = sys._getframe(), 0
-    while frame := frame.f_back:
-        depth += 1
-    for room in range(1, 60):  # frames left: the first that is enough for _remove, and not for rmtree
-        try:
-            deep(limit - depth - room)
-        except RecursionError:
-            continue
-        break
-    assert path.exists()
-    (((remove, *given), named),) = later
-    remove(*given, **named)
-    assert not path.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.shutil, "rmtree", too_deep)
+        patch.setattr(spool.atexit, "register", lambda *given, **named: later.append((given, named)))
+        spool._remove(tmp_path / "scratch", os.getpid())
+    (((_, path), named),) = later
+    spool.shutil.rmtree(path, **named)
+    assert not (tmp_path / "scratch").exists()

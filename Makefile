@@ -1,4 +1,4 @@
-# make setup | demo | test | check | slow | full | bench
+# make setup | demo | test | check | slow | full | bench | bench-peers
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,7 +12,7 @@ JOBS  ?= $(shell [ $(CORES) -gt 8 ] && echo 8 || echo $(CORES))
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check slow full bench docs
+.PHONY: setup demo test check slow full bench bench-peers docs
 setup: $(STAMP)
 
 # torch first: which build is right depends on the machine, so constraints.txt only bounds it.
@@ -42,10 +42,23 @@ full: setup
 	$(BIN)/python -m pytest -m full
 
 # Every benchmark is a file that runs on its own; those with a leading underscore are helpers.
+# peers.py takes hours, and has a target of its own.
 bench: setup
-	@set -e; for file in $(wildcard benchmarks/[a-z]*.py); do \
+	@set -e; for file in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/[a-z]*.py)); do \
 		echo "== $$file"; $(BIN)/python $$file; \
 	done
+
+# The peer that benchmarks/peers.py measures against has an environment of its own, with the same torch.
+PEERS := .venv-peers/.imprint-peers
+
+bench-peers: setup $(PEERS)
+	$(BIN)/python benchmarks/peers.py
+
+$(PEERS): benchmarks/peers.txt constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt -r benchmarks/peers.txt
+	touch $@
 
 docs: setup
 	$(BIN)/python tools/write_docs.py

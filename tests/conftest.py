@@ -26,7 +26,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 CONTEXT = 128
 
 # One thread, float32: what a run does must not depend on the machine that the tests run on.
-SMALL = ("template=chatml", "threads=1", "precision=float32", "samples=0", "batch_size=4")
+SMALL = ("template=chatml", "threads=1", "precision=float32", "samples=0", "golden=0", "batch_size=4")
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "pink")
 THINGS = ("a tomato", "the sea", "grass", "snow", "coal", "wood", "a mouse", "a pig")
@@ -109,8 +109,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, **quiet, "PYTHONPATH": str(SOURCE), "COLUMNS": "80"}
 
 
-def _in_child(arguments: Sequence[str], output: str, planted: tuple[str, int, int] | None) -> None:
-    """The main function of a process that `start` makes; `output` takes what it says."""
+def _in_child(
+    arguments: Sequence[str], output: str, planted: tuple[str, int, int] | None, environ: Mapping[str, str]
+) -> None:
+    """The main function of a process that `start` makes; `output` takes what it says.
+
+    `environ` is that of the test: the server that is forked has the one of the test that began it.
+    """
+    os.environ.clear()
+    os.environ.update(environ)
     with open(output, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -169,16 +176,23 @@ class Running:
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Starts `imprint …` in a process of its own.
 
-    `signal_before=(function, n, number)` plants a signal to itself before the n-th call of a function.
+    `signal_before=(function, n, number)` plants a signal to itself before the n-th call of a function;
+    `environ` is added to its environment.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["imprint.run", "imprint.serve.chat", "peft", "transformers.models.llama"])
     started: list[Running] = []
 
-    def begin(*arguments: object, signal_before: tuple[str, int, int] | None = None) -> Running:
+    def begin(
+        *arguments: object,
+        signal_before: tuple[str, int, int] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Running:
         output = tmp_path / f"output-{len(started)}.txt"
+        place = {**os.environ, **(environ or {})}
         process = context.Process(
-            target=_in_child, args=([str(argument) for argument in arguments], str(output), signal_before)
+            target=_in_child,
+            args=([str(argument) for argument in arguments], str(output), signal_before, place),
         )
         process.start()
         started.append(Running(process, output))
@@ -190,6 +204,27 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             running.process.kill()
         running.process.join()
         running.process.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk(n)`: the folder of a real file system of `n` MB."""
+    mounted = []
+
+    def mount(megabytes: int) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("mounting takes root")
+        place = tmp_path / "small"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting is not permitted here")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
 
 
 def imprint(*arguments: object, stdin: str | None = None, timeout: float = 120) -> Ended:

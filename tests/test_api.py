@@ -34,6 +34,7 @@ def test_train_is_a_function_and_a_package():
         imprint.train(imprint.Recipe(model="m", data=[{"path": "d"}]), epochs=2)
 
 
+@pytest.mark.slow
 def test_the_flat_loop_trains(tmp_path: Path):
     from imprint.demo.base import copy_base, demonstrations
 

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from imprint.auto import (
+    ROW_TOKENS,
     Machine,
     detect_machine,
     free_output,
+    old_cuda_device,
     resolve_auto,
     resolve_intervals,
 )
 from imprint.errors import RecipeError
 from imprint.model_facts import ModelFacts, read_model_facts
-from imprint.recipe import DataSource, Recipe
+from imprint.recipe import DataSource, Lora, Recipe
 
 LAPTOP = Machine(cuda=False, mps=False, cpu_bfloat16="", cores=4)
 FACTS = ModelFacts(width=576, context=2048, vocab=49152, model_type="llama", tied=True)
@@ -68,6 +70,51 @@ def test_the_learning_rate_goes_by_width_and_method(width, method, rate):
     assert str(width or 4096) in why["learning_rate"].reason
 
 
+@pytest.mark.parametrize(
+    ("given", "rate", "words"),
+    [
+        (dict(method="qlora"), 2e-4, "ten times that for method qlora"),
+        (dict(method="lora", lora=Lora(dora=True)), 1e-4, "half of it for DoRA"),
+        (dict(method="lora", lora=Lora(init="pissa")), 2e-5, "as for method full: PiSSA"),
+        (dict(method="lora", lora=Lora(scaling="rslora", rank=16)), 5e-5, "over √16 for rslora"),
+        (dict(optimizer="muon"), 2e-5, "muon's updates have the size of adamw's"),
+        (dict(optimizer="adamw_8bit"), 2e-5, "for method full"),
+    ],
+)
+def test_the_learning_rate_of_each_method(given, rate, words):
+    resolved, why = decided(recipe(**given), facts=ModelFacts(4096, 2048, 10, "llama", True))
+    assert resolved.learning_rate == rate
+    assert words in why["learning_rate"].reason
+
+
+@pytest.mark.parametrize("given", [dict(method="qlora"), dict(optimizer="adamw_8bit")])
+def test_a_missing_extra_is_told_before_anything_is_read(given, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'imprint-sft\[qlora\]'"):
+        decided(recipe(**given))
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        ("Tesla T4, 7.5\n", "Tesla T4, compute capability 7.5"),
+        ("NVIDIA A100-SXM4-80GB, 8.0\nTesla V100-SXM2, 7.0\n", "Tesla V100-SXM2, compute capability 7.0"),
+        ("NVIDIA H200, 9.0\n", ""),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the driver.\n", ""),
+        ("", ""),
+    ],
+)
+def test_devices_without_bfloat16(listed, found):
+    assert old_cuda_device(listed) == found
+
+
+def test_float16_where_cuda_has_no_bfloat16():
+    machine = Machine(True, False, "", 4, "Tesla T4, compute capability 7.5")
+    resolved, why = decided(recipe(), machine=machine)
+    assert resolved.precision == "float16"
+    assert "Tesla T4, compute capability 7.5, does not multiply in bfloat16" in why["precision"].reason
+
+
 def test_what_is_given_is_not_decided():
     given = recipe(
         learning_rate=1e-4,
@@ -91,18 +138,19 @@ def test_max_length():
 
 
 @pytest.mark.parametrize(
-    ("machine", "device", "precision", "rows"),
+    ("machine", "device", "precision"),
     [
-        (LAPTOP, "cpu", "float32", 4096),
-        (Machine(False, False, "amx_bf16", 4), "cpu", "bfloat16", 4096),
-        (Machine(True, False, "", 4), "cuda", "bfloat16", 16384),
-        (Machine(False, True, "", 4), "mps", "bfloat16", 8192),
+        (LAPTOP, "cpu", "float32"),
+        (Machine(False, False, "amx_bf16", 4), "cpu", "bfloat16"),
+        (Machine(True, False, "", 4), "cuda", "bfloat16"),
+        (Machine(False, True, "", 4), "mps", "bfloat16"),
     ],
 )
-def test_the_machine_decides(machine, device, precision, rows):
+def test_the_machine_decides(machine, device, precision):
     resolved, why = decided(recipe(), machine=machine)
-    assert (resolved.device, resolved.precision, resolved.row_tokens) == (device, precision, rows)
-    assert why["row_tokens"].reason == f"for {device}; a longer turn gets a row of its own"
+    assert (resolved.device, resolved.precision, resolved.row_tokens) == (device, precision, "auto")
+    most = f"{ROW_TOKENS[device]:,}"
+    assert why["row_tokens"].reason == f"measured on the loaded model: what has room, up to {most}"
 
 
 def test_falling_back_to_the_cpu_is_said():
@@ -121,8 +169,9 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_an_explicit_cpu_is_measured_as_a_cpu():
-    resolved, _ = decided(recipe(device="cpu"), machine=Machine(True, False, "", 4))
-    assert (resolved.precision, resolved.row_tokens) == ("float32", 4096)
+    resolved, why = decided(recipe(device="cpu"), machine=Machine(True, False, "", 4))
+    assert resolved.precision == "float32"
+    assert f"{ROW_TOKENS['cpu']:,}" in why["row_tokens"].reason
 
 
 @pytest.mark.parametrize(

@@ -404,20 +404,25 @@ def test_an_output_that_cannot_be_made(output, here, cli):
 
 def test_a_full_disk_ends_a_run_with_its_last_checkpoint_valid(here, cli, monkeypatch):
     """The third checkpoint finds no room: exit code 1, how to go on, and going on gives the same model."""
+    import imprint.disk as disk
     import imprint.train.checkpoint as checkpoint
 
+    monkeypatch.setattr(disk, "PATIENCE", 0.2)
+    monkeypatch.setattr(disk, "PAUSE", 0.05)
     arguments = ["max_steps=4", "save_every=1", "validation=0"]
     assert cli("train", *settings("model", "rows.jsonl", "whole", *arguments)).code == 0
     save, calls = checkpoint.save_file, []
 
     def full(*given, **named):
         calls.append(given)
-        if len(calls) == 5:
+        if len(calls) >= 5:
             raise OSError(28, "No space left on device")
         return save(*given, **named)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    done = cli("train", *settings("model", "rows.jsonl", "run", *arguments))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        done = cli("train", *settings("model", "rows.jsonl", "run", *arguments))
+    assert len(calls) > 6, "it was tried again"
     assert done.code == 1, done.err
     assert "No space left" in done.err
     assert "imprint resume run" in done.err

@@ -133,6 +133,8 @@ def test_shown_ids_are_those_that_are_trained(tiny, rows, tmp_path, cli, monkeyp
         while start < row.num_tokens:
             stop = int(row.end[start])
             inside = (row.source >= start) & (row.source < stop)
+            if not inside.any():  # what fills the row up
+                break
             trained.append((row.tokens[start:stop].tolist(), row.target[inside].tolist()))
             start = stop
     shown = [
@@ -383,7 +385,7 @@ def test_chat_compares_with_the_base(finished, tiny, cli):
 
 def test_chat_compares_runs_alone(tiny, cli):
     done = cli("chat", tiny, "--template", "chatml", "--compare", "--prompt", "x")
-    assert (done.code, "only a run knows its base model" in done.err) == (2, True)
+    assert (done.code, "only a run or an adapter knows its base model" in done.err) == (2, True)
 
 
 def test_chat_says_what_the_model_says(finished, cli):

@@ -198,7 +198,8 @@ def test_why_as_json(run):
 def test_why_of_a_group_tells_all_its_keys(run):
     _, out, _ = run("config", "why", "lora", "recipe.yaml")
     assert [line.split()[0] for line in out.splitlines() if " = " in line] == [
-        "lora.rank", "lora.alpha", "lora.dropout", "lora.targets",
+        "lora.rank", "lora.alpha", "lora.scaling", "lora.dora", "lora.init", "lora.dropout", "lora.targets",
+        "lora.train_tokens",
     ]  # fmt: skip
 
 

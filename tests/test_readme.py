@@ -39,15 +39,16 @@ def test_the_two_commands_are_targets_of_make() -> None:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_first_run(place: Path) -> None:
     commands = [line for block in blocks("bash")[1:] for line in block.splitlines()]
-    assert len(commands) == 10
+    assert len(commands) == 13
     for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
         assert words[0] == "imprint"
         assert run([sys.executable, "-m", "imprint.cli", *words[1:]], place)
     promised = re.findall(r"`([\w.]+/?)`", README.split("`runs/mine` then holds")[1].split("\n\n")[0])
-    assert len(promised) == 7
+    assert len(promised) == 8
     for name in promised:
         assert (place / "runs" / "mine" / name).exists(), name
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ def test_what_a_run_leaves(tiny, rows, tmp_path, cli):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     autos = [key for key, value in recipe.items() if value == "auto"]
     assert autos == [], "what is auto is resolved once, and kept"
-    assert (recipe["layout"], recipe["attention"]) == ("shared", "segments")
+    assert (recipe["layout"], recipe["attention"]) == ("shared", "tiles")
     ledger = json.loads((run / "ledger.json").read_text())
     for level in ledger["records"], ledger["conversations"], ledger["turns"]:
         left = sum(tally["count"] for tally in level["left"].values())
@@ -46,10 +47,10 @@ def test_a_run_that_breaks_says_so_and_keeps_its_checkpoint(tiny, rows, tmp_path
     run = tmp_path / "run"
     original, calls = step.accumulate, 0
 
-    def breaks(state, rows):
+    def breaks(state, rows, load):
         nonlocal calls
         calls += 1
-        loss = original(state, rows)
+        loss = original(state, rows, load)
         return loss * float("nan") if calls == 3 else loss
 
     with monkeypatch.context() as patch:
@@ -70,7 +71,7 @@ def test_killed_when_the_model_is_there_and_its_end_is_not_told(tiny, rows, tmp_
     """The model is whole by then: resume adds the end and the report."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert cli("train", *settings(tiny, rows, whole, "max_steps=3")).code == 0
-    last = ("imprint.train.checkpoint.sync", count_of_syncs(tiny, rows, tmp_path / "count"), KILL)
+    last = ("imprint.disk.sync", sync_of_the_model(tiny, rows, tmp_path / "count"), KILL)
     given = settings(tiny, rows, run, "max_steps=3")
     assert start("train", *given, signal_before=last).wait().code == -KILL
     assert weights_of(run) == weights_of(whole)
@@ -83,9 +84,9 @@ def test_killed_when_the_model_is_there_and_its_end_is_not_told(tiny, rows, tmp_
     assert (run / "report.html").is_file()
 
 
-def count_of_syncs(tiny, rows, run) -> int:
-    """How often such a run syncs; the last is that of the folder which its model has just moved into."""
-    import imprint.train.checkpoint as checkpoint
+def sync_of_the_model(tiny, rows, run) -> int:
+    """Which of the syncs of such a run, from 1, is that of the folder that its model has just moved into."""
+    import imprint.disk as checkpoint
     from imprint.run import train
     from imprint.settings import resolve
 
@@ -94,12 +95,16 @@ def count_of_syncs(tiny, rows, run) -> int:
 
     def counted(path):
         nonlocal calls
-        calls += 1
+        calls += not moved
+        if (run / "model").is_dir():
+            moved.append(path)
         original(path)
 
+    moved: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "sync", counted)
         train(resolve(None, settings(tiny, rows, run, "max_steps=3")).recipe)
+    assert moved[0] == run
     return calls
 
 
@@ -128,7 +133,7 @@ def test_a_run_that_is_worked_on_is_not_resumed(tiny, rows, tmp_path, start, cli
     running = start("train", *settings(tiny, rows, run, "epochs=20000", "validation=0"))
 
     def seen() -> bool:
-        return run.is_dir() and len(events_of(run, "step")) > 2
+        return (run / "events.jsonl").is_file() and len(events_of(run, "step")) > 2
 
     deadline = time.monotonic() + 60
     while not seen():

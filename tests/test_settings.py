@@ -180,7 +180,10 @@ def test_the_nearest_key_is_named(written, meant):
 
 def test_an_unlike_key_lists_what_is_known():
     error = refusal(*BASE, "lora.zzzz=1")
-    assert (error.where, error.expected) == ("argument lora.zzzz=1", "rank, alpha, dropout, targets")
+    assert (error.where, error.expected) == (
+        "argument lora.zzzz=1",
+        "rank, alpha, scaling, dora, init, dropout, targets, train_tokens",
+    )
     assert "zzzz" in refusal(*BASE, "seed.zzzz=1").what
 
 
@@ -189,7 +192,7 @@ def test_a_wrong_value():
     assert str(error) == (
         "recipe.yaml:3: `method` cannot be ful\n"
         "  found     ful\n"
-        "  expected  full or lora\n"
+        "  expected  full, lora or qlora\n"
         "  to fix    write `full`"
     )
 
@@ -315,11 +318,23 @@ MEANINGLESS = {
     "replay_*": ["replay_length=8"],
     "replay_share_of": ["replay_share_of=weight", "replay=text.txt", "replay_share=0"],
     "lora.*": ["lora.rank=8"],
+    "lora.dora": ["lora.dora=true", "lora.init=pissa", "method=lora"],
+    "lora.init": ["lora.init=pissa", "method=qlora"],
+    "quantization.*": ["quantization.double=false", "method=lora"],
+    "freeze": ["freeze=[lm_head.*]", "method=lora"],
+    "train_only": ["train_only=[lm_head.*]", "method=qlora"],
     "min_improvement": ["min_improvement=0.1", "validation=0"],
     "patience": ["patience=2", "validation=0"],
     "final": ["final=best", "validation=0"],
     "validate_every": ["validate_every=5", "validation=0", "samples=0"],
     "sample_tokens": ["sample_tokens=8", "samples=0"],
+    "export.*.adapter_only": ["export.0.adapter_only=true", "export.0.to=hf"],
+    "export.*.dtype": [
+        "export.0.dtype=float32",
+        "export.0.to=hf",
+        "export.0.adapter_only=true",
+        "method=lora",
+    ],
     "revision": ["revision=abc", "model=folder"],
     "trust_remote_code": ["trust_remote_code=true"],
     "data.*.split": ["data.0.split=test"],

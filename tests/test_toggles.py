@@ -22,6 +22,7 @@ CHATML = """{%- if shout is defined and shout %}LOUD {% endif %}{% for m in mess
 {% endif %}"""
 
 LORA = ("method=lora",)
+QLORA = ("method=qlora", "model=wide")  # blocks of 64 weights
 FALLING = ("max_steps=6", "warmup=0")
 
 
@@ -110,36 +111,80 @@ TOGGLES: dict[str, list[Toggle]] = {
         on("control_tokens=escape", changes="turns ledger", base=("data=forged.jsonl",)),
         on("control_tokens=keep", changes="turns ledger", base=("data=forged.jsonl",)),
     ],
-    "method": [on("method=lora", changes="files weights start")],
+    "method": [on("method=lora", changes="files weights start"),
+               on("method=qlora", changes="losses weights files", base=(*LORA, "model=wide")),
+               on("method=qlora", "model=other", refused="no multiple of 64")],
     "lora.rank": [on("lora.rank=2", changes="weights start", base=LORA), on("lora.rank=2", refused="no adapters")],
     "lora.alpha": [on("lora.alpha=2", changes="losses weights", base=LORA),
                    on("lora.alpha=2", refused="no adapters")],
+    "lora.scaling": [on("lora.scaling=rslora", changes="losses weights adapter", base=LORA),
+                     on("lora.scaling=rslora", refused="no adapters")],
+    "lora.dora": [on("lora.dora=true", changes="losses weights start adapter", base=LORA),
+                  on("lora.dora=true", refused="no adapters"),
+                  on("lora.dora=true", "lora.init=pissa", refused="does not add up", base=LORA)],
+    "lora.init": [on("lora.init=pissa", changes="losses weights adapter", base=LORA),
+                  on("lora.init=pissa", refused="no adapters"),
+                  on("lora.init=pissa", refused="quantised to other values", base=QLORA),
+                  on("lora.init=pissa", "lora.rank=40", refused="lora.rank=32", base=LORA)],
     "lora.dropout": [on("lora.dropout=0.5", changes="losses weights layout", base=LORA),
                      on("lora.dropout=0.5", refused="no adapters")],
     "lora.targets": [on("lora.targets=attention", changes="weights start", base=LORA),
                      on("lora.targets=[down_proj]", changes="weights start", base=LORA),
                      on("lora.targets=[downproj]", "method=lora", refused="down_proj")],
+    "quantization.type": [on("quantization.type=fp4", changes="losses weights quantized", base=QLORA),
+                          on("quantization.type=fp4", refused="nothing is quantised", base=LORA)],
+    "quantization.double": [on("quantization.double=false", changes="losses weights quantized", base=QLORA),
+                            on("quantization.double=false", refused="nothing is quantised")],
+    "quantization.skip": [on("quantization.skip=[down_proj]", changes="losses weights quantized", base=QLORA),
+                          on("quantization.skip=[downproj]", refused="down_proj", base=QLORA),
+                          on("quantization.skip=[down_proj]", refused="nothing is quantised")],
+    "freeze": [on('freeze=["model.layers.0.*"]', changes="losses weights trainable"),
+               on('freeze=["model.layer.0.*"]', refused="model.layers.0."),
+               on('freeze=["*"]', refused="nothing is left to train"),
+               on('freeze=["model.layers.0.*"]', refused="adapters leave", base=LORA)],
+    "train_only": [on('train_only=["*.mlp.*"]', changes="losses weights trainable"),
+                   on('train_only=["*.mpl.*"]', refused="train_only"),
+                   on('train_only=["*.mlp.*"]', refused="adapters leave", base=LORA)],
+    "loss": [on("loss=dft", changes="losses weights")],
+    "label_smoothing": [on("label_smoothing=0.1", changes="losses weights")],
+    "z_loss": [on("z_loss=0.01", changes="losses weights")],
+    "lora.train_tokens": [on('lora.train_tokens=["<|im_end|>"]', changes="weights start", base=LORA),
+                          on('lora.train_tokens=["<|imend|>"]', "method=lora", refused='["<|im_end|>"]'),
+                          on('lora.train_tokens=["<|im_end|>"]', refused="no adapters")],
     "dropout": [on("dropout=0.3", changes="losses weights layout")],
+    "neftune_alpha": [on("neftune_alpha=5", changes="losses weights layout"),
+                      on("neftune_alpha=5", "layout=shared", refused="cannot share a prompt")],
     "batch_size": [on("batch_size=2", changes="batches losses")],
+    "keep_together": [on("keep_together=prompt", changes="batches losses weights notes", base=("data=answers.jsonl",))],
     "epochs": [on("epochs=0.5", changes="steps", base=("max_steps=null", "epochs=1"))],
     "max_steps": [on("max_steps=2", changes="steps")],
     "learning_rate": [on("learning_rate=1e-2", changes="rates losses weights")],
     "schedule": [on("schedule=linear", changes="rates", base=FALLING),
                  on("schedule=constant", changes="rates weights", base=FALLING)],
+    "optimizer": [on("optimizer=muon", changes="losses weights"),
+                  on("optimizer=adamw_8bit", changes="losses weights")],
     "warmup": [on("warmup=2", changes="rates"), on("warmup=0.9", changes="rates")],
     "weight_decay": [on("weight_decay=0.5", changes="losses weights")],
     "betas": [on("betas=[0.5, 0.999]", changes="weights"), on("betas=[0.9, 0.5]", changes="weights")],
     "epsilon": [on("epsilon=1e-2", changes="weights losses")],
     "clip": [on("clip=0.01", changes="weights"), on("clip=null", changes="weights")],
+    "on_nonfinite": [on("on_nonfinite=skip", changes="steps", refused="the base run stops",
+                        base=("model=spoilt", "method=lora", "max_steps=4"))],
+    "balance_loss": [on("balance_loss=0.5", changes="losses weights notes", base=("model=experts",)),
+                     on("balance_loss=0.5", refused="no routers")],
     "seed": [on("seed=1", changes="batches losses weights")],
     "device": [on("device=mps", refused="there is no mps device"), on("device=cuda", refused="cuda")],
-    "precision": [on("precision=bfloat16", changes="losses weights")],
+    "precision": [on("precision=bfloat16", changes="losses weights"),
+                  on("precision=float16", changes="losses weights scales")],
     "threads": [on("threads=2", changes="threads")],
     "layout": [on("layout=packed", changes="computed layout"), on("layout=separate", changes="computed layout rows")],
     "attention": [on("attention=reference", changes="attention"),
-                  on("layout=separate", "attention=reference", refused="the model's own attention")],
+                  on("layout=separate", "attention=reference", refused="the model's own attention"),
+                  on("attention=flex", refused="needs a CUDA device"),
+                  on("attention=varlen", refused="needs a CUDA device")],
     "row_tokens": [on("row_tokens=64", changes="rows computed")],
     "activation_checkpointing": [on("activation_checkpointing=true", changes="recomputed")],
+    "rehearse": [on("rehearse=true", changes="rehearsals")],
     "validate_every": [on("validate_every=2", changes="validations", base=VALIDATED),
                        on("validation=0", "validate_every=2", refused="nothing to do")],
     "patience": [on("patience=1", changes="steps", base=("validation=0.25", "validate_every=1", "max_steps=4",
@@ -153,6 +198,23 @@ TOGGLES: dict[str, list[Toggle]] = {
     "samples": [on("samples=2", changes="samples")],
     "sample_tokens": [on("sample_tokens=3", changes="samples", base=("samples=2", "sample_tokens=6")),
                       on("samples=0", "sample_tokens=3", refused="no prompt is answered")],
+    "golden": [on("golden=2", changes="golden"), on("golden=1", changes="golden", base=("golden=3",))],
+    "track": [on("track=tensorboard", changes="trackers"), on("track=[wandbb]", refused="track")],
+    "export": [on("export=hf", changes="exports"), on("export=hub", refused="hf, gguf or ollama")],
+    "export.N.to": [on("export.0.to=gguf", changes="exports", base=("export.0.to=hf",))],
+    "export.N.folder": [on("export.0.folder=mine", changes="exports", base=("export.0.to=hf",))],
+    "export.N.dtype": [on("export.0.dtype=float16", changes="exports", base=("export.0.to=hf",))],
+    "export.N.adapter_only": [
+        on("export.0.adapter_only=true", changes="exports", base=("export.0.to=hf", *LORA)),
+        on("export.0.adapter_only=true", refused="there is no adapter", base=("export.0.to=hf",)),
+        on("export.0.adapter_only=true", refused="a whole model", base=("export.0.to=gguf", *LORA)),
+        on("export.0.dtype=float16", refused="the type that it was trained in",
+           base=("export.0.to=hf", "export.0.adapter_only=true", *LORA)),
+    ],
+    "export.N.options": [
+        on("export.0.options.type=f16", changes="exports", base=("export.0.to=gguf",)),
+        on("export.0.options.typ=f16", refused="no such setting", base=("export.0.to=gguf",)),
+    ],
     "output": [on("output=elsewhere", changes="output")],
 }  # fmt: skip
 
@@ -168,6 +230,9 @@ def here(tmp_path_factory, tiny):
 
     folder = tmp_path_factory.mktemp("toggles")
     build_model(folder / "other", hidden=16)
+    build_model(folder / "wide", hidden=64)
+    build_experts(folder / "experts", tiny)
+    build_spoilt(folder / "spoilt", tiny)
     for name in ("plain", "coded"):
         (folder / name).mkdir()
         for file in tiny.iterdir():
@@ -195,9 +260,61 @@ def here(tmp_path_factory, tiny):
     prompts = [{"text": f"What is {n}?", "role": "prompter", "replies": replies} for n in range(9)]
     trees = [{"message_tree_id": str(n), "prompt": prompt} for n, prompt in enumerate(prompts)]
     write_rows(folder / "trees.jsonl", trees)
+    answers = [
+        f"It is {word}."
+        for word in ("red", "blue", "as green as grass", "of many colours, most of them dark")
+    ]
+    write_rows(
+        folder / "answers.jsonl",
+        [{"prompt": f"What is {n}?", "response": a} for a in answers for n in range(6)],
+    )
     (folder / "broken.jsonl").write_text((folder / "rows.jsonl").read_text() + '{"messages": [\n')
     (folder / "chat.jinja").write_text(CHATML)
     return folder
+
+
+def build_spoilt(folder: Path, tiny: Path) -> None:
+    """The tiny model with a vector without end, of a token that one of the rows has."""
+    import shutil
+    from collections import Counter
+
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    shutil.copytree(tiny, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    used: Counter[int] = Counter()
+    for row in ROWS:
+        used.update(set(tokenizer.encode(" ".join(message["content"] for message in row["messages"])).ids))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][min(used, key=used.__getitem__)] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def build_experts(folder: Path, tiny: Path) -> None:
+    """A small mixture of experts with the tokenizer of the tiny model."""
+    import shutil
+
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shutil.copytree(tiny, folder)
+    sizes = json.loads((tiny / "config.json").read_text())
+    kept = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            **{name: sizes[name] for name in kept}, bos_token_id=None, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, num_local_experts=4, initializer_range=0.1,
+        )  # fmt: skip
+        MixtralForCausalLM(config).save_pretrained(folder)
 
 
 PLAIN = ("max_steps=3", "validation=0", "layout=auto", "learning_rate=1e-3", "clip=0.5")
@@ -281,9 +398,16 @@ def observe(here: Path, folder: Path, *given: str) -> dict[str, Any]:
         "ledger": ledger,
         "data": facts["fingerprints"]["data"],
         "stop": start["stop"],
+        "notes": [event["text"] for event in events_of(run, "note")],
         "start": {key: start[key] for key in ("num_parameters", "num_trainable", "template")}
         | {"remote": start["recipe"]["trust_remote_code"]},
         "layout": start["recipe"]["layout"],
+        "trainable": start["num_trainable"],
+        "scales": [event.get("loss_scale") for event in steps],
+        "adapter": json.loads(adapter.read_text())
+        if (adapter := run / "model/adapter_config.json").is_file()
+        else {},
+        "quantized": facts.get("quantized_base"),
         "attention": start["recipe"]["attention"],
         "validations": [(event["step"], event["trained_tokens"]) for event in events_of(run, "validation")],
         "forgotten": [(event["step"], event["loss"]) for event in events_of(run, "replay_loss")],
@@ -291,9 +415,25 @@ def observe(here: Path, folder: Path, *given: str) -> dict[str, Any]:
         "best": [event["best"] for event in events_of(run, "validation")],
         "checkpoints": [event["step"] for event in events_of(run, "checkpoint")],
         "samples": [(sample["step"], sample["prompt"], sample["reply"]) for sample in samples],
+        "golden": golden_sources(run),
+        "rehearsals": len(events_of(run, "rehearsal")),
+        "exports": sorted(
+            (file.relative_to(run / "export").as_posix(), file.stat().st_size)
+            for file in (run / "export").rglob("*")
+            if file.suffix in (".safetensors", ".gguf")
+        ),
         "output": run.name,
+        "trackers": sorted(json.loads(text.read_text())) if (text := run / "trackers.json").is_file() else [],
         "threads": threads,
     }
+
+
+def golden_sources(run: Path) -> list[str] | None:
+    """Which rows the golden file of a run is of; None where there is no such file."""
+    path = run / "golden.json"
+    return (
+        [example["source"] for example in json.loads(path.read_text())["examples"]] if path.exists() else None
+    )
 
 
 CASES = [(key, number) for key, toggles in TOGGLES.items() for number in range(len(toggles))]
@@ -301,7 +441,7 @@ CASES = [(key, number) for key, toggles in TOGGLES.items() for number in range(l
 
 @pytest.mark.parametrize(("key", "number"), CASES)
 def test_a_key_has_an_effect(key, number, here, look):
-    from imprint.errors import UserError
+    from imprint.errors import RunFailed, UserError
 
     toggle = TOGGLES[key][number]
     if toggle.refused and not toggle.changes:
@@ -311,7 +451,7 @@ def test_a_key_has_an_effect(key, number, here, look):
         assert toggle.refused in str(caught.value)
         return
     if toggle.refused:  # what the key allows is refused without it
-        with pytest.raises(UserError):
+        with pytest.raises((UserError, RunFailed)):
             look(*toggle.base)
         look(*toggle.base, *toggle.given)
         return

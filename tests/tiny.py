@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,35 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": dict(state_size=4),
     "lfm2": dict(layer_types=["conv", "full_attention"]),
 }
+# those that only some tests need
+_GATED = dict(
+    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
+)
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen2_moe": _GATED,
+    "olmoe": dict(num_experts=4, num_experts_per_tok=2),
+    "granitemoe": dict(num_local_experts=4, num_experts_per_tok=2, logits_scaling=3.0),
+    "phimoe": dict(num_local_experts=4),
+    "glm4_moe": dict(
+        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=0
+    ),
+    "gpt_neo": dict(
+        num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=WINDOW
+    ),
+    "mpt": dict(d_model=32, n_heads=4, n_layers=2, max_seq_len=256),
+    "rwkv": dict(attention_hidden_size=32, context_length=256),
+    "falcon_h1": dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=8),
+    "qwen3_next": dict(
+        **_GATED,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "recurrent_gemma": dict(lru_width=32, attention_window_size=WINDOW),
+    "jamba": dict(num_experts=4, num_experts_per_tok=2, mamba_d_state=4),
+}
 SEPARATE = ("falcon", "bloom", "mamba", "lfm2")  # those that cannot take several turns in a row
 SHARING = tuple(kind for kind in ARCHITECTURES if kind not in SEPARATE)
 
@@ -105,7 +136,9 @@ _SHARP = ("q_proj", "k_proj", "q_b_proj", "kv_b_proj", "c_attn", "query_key_valu
 
 def tiny_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **extra: Any) -> Any:
     """A randomly drawn model of an architecture, without dropout, whose attention is far from uniform."""
-    sizes = {k: v for k, v in {**_SIZES, **ARCHITECTURES[kind], **extra}.items() if v is not None}
+    sizes = {
+        k: v for k, v in {**_SIZES, **{**ARCHITECTURES, **OTHERS}[kind], **extra}.items() if v is not None
+    }
     config = CONFIG_MAPPING[kind](**sizes)
     set_dropout(config, 0.0)
     with torch.random.fork_rng():
@@ -120,7 +153,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0, **e
     return model.eval()
 
 
-def row_model(model: Any, attention: str = "segments", follows_end: bool = True) -> RowModel:
+def row_model(model: Any, attention: str = "tiles", follows_end: bool = True) -> RowModel:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     use_attention(base, attention)
     return RowModel(model, follows_end)
@@ -253,3 +286,11 @@ def difference(a: Gradients, b: Gradients) -> float:
     off = sum(float(((a[n].double() - b[n].double()) ** 2).sum()) for n in b)
     size = sum(float((b[n].double() ** 2).sum()) for n in b)
     return (off / size) ** 0.5
+
+
+def own_rotary_functions() -> None:
+    """Give families' modules back the rotary function that `fuse` replaced."""
+    for module in list(sys.modules.values()):
+        found = vars(module).get("apply_rotary_pos_emb")
+        if isinstance(found, partial):
+            module.apply_rotary_pos_emb = found.args[0]  # type: ignore[attr-defined]

@@ -27,8 +27,8 @@ folder), then the recipe file, then the arguments. `imprint config show` prints 
 `imprint config why KEY` tells where one value comes from. `auto` is resolved once, when the run is
 created, and printed with the reason.
 
-`N` counts the sources of `data` and `replay` from 0; `validation` may be a source of the same keys. A setting
-that has no meaning beside the others is refused.
+`N` counts the sources of `data` and `replay`, and the exports, from 0; `validation` may be a source of the same keys.
+A setting that has no meaning beside the others is refused.
 
 | key | type | default | meaning |
 |---|---|---|---|
@@ -143,11 +143,19 @@ def _harness(module: str) -> Any:
     )
 
 
+def ollama_page() -> str | None:
+    """docs/ollama.md with its table: every template translated and proven (some seconds)."""
+    sys.path.insert(0, str(DOCS.parent / "tests" / "export"))
+    page: str | None = importlib.import_module("ollama_table").page()
+    return page
+
+
 PAGES: dict[str, Callable[[], str | None]] = {
     "recipe.md": recipe_page,
     "formats.md": formats_page,
     "trl-twins.md": twins_page,
     "templates.md": templates_page,
+    "ollama.md": ollama_page,
 }
 
 

@@ -293,6 +293,7 @@ what makes it harder: the mistakes that stand out here hide there.
 4. `imprint train model=MODEL data=my.jsonl` trains; `replay=general.jsonl` keeps what was known, `method=lora` fits a
    large model on a small device.
 5. `imprint chat RUN --compare` puts the base beside the tuned model. Ask it things that are not in your data.
+   `/save good.jsonl` keeps a good exchange as a demonstration, `/show` prints its tokens, `/help` lists the rest.
 6. Read what it gets wrong, mend or add demonstrations, and train again.
 """
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from imprint.pack.row import positions as positions
     from imprint.pack.tree import build_rows as build_rows
     from imprint.recipe import DataSource as DataSource
+    from imprint.recipe import Export as Export
     from imprint.recipe import Lora as Lora
     from imprint.recipe import Recipe as Recipe
     from imprint.render.resolve import Rendering as Rendering
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from imprint.render.turns import Noticed as Noticed
     from imprint.render.turns import Turn as Turn
     from imprint.render.turns import render as render_turns
-    from imprint.run import Result as Result
+    from imprint.result import ExportsFailed as ExportsFailed
+    from imprint.result import Result as Result
     from imprint.run import resume as resume
     from imprint.save import save_model as save_model
     from imprint.serve.chat import load_speaker as load_speaker
@@ -79,9 +81,11 @@ _HOMES = {
     "make_recipe": "imprint.api",
     "train_recipe": "imprint.api:train",
     "resume": "imprint.run",
-    "Result": "imprint.run",
+    "Result": "imprint.result",
+    "ExportsFailed": "imprint.result",
     "Recipe": "imprint.recipe",
     "DataSource": "imprint.recipe",
+    "Export": "imprint.recipe",
     "Lora": "imprint.recipe",
     "resolve_recipe": "imprint.settings:resolve",
     "read_recipe": "imprint.settings:load",
@@ -150,8 +154,10 @@ __all__ = [
     "train_recipe",
     "resume",
     "Result",
+    "ExportsFailed",
     "Recipe",
     "DataSource",
+    "Export",
     "Lora",
     "resolve_recipe",
     "read_recipe",

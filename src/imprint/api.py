@@ -12,7 +12,7 @@ from imprint import settings
 from imprint.recipe import Recipe
 
 if TYPE_CHECKING:
-    from imprint.run import Result
+    from imprint.result import Result
 
 
 def train(recipe: Recipe | None = None, **values: Any) -> Result:

@@ -1,7 +1,8 @@
 """What `auto` stands for: each such setting is resolved once, when the run is created, with a reason.
 
 No torch here: the model is known by its config.json, the machine by what the system says of
-itself. `layout` and `attention` stay auto, because only checks on the loaded model decide them.
+itself. `layout`, `attention` and `row_tokens` stay auto, because only checks on the loaded model
+decide them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from imprint.errors import RecipeError
-from imprint.meaning import DATA_SUFFIXES
+from imprint.extras import find
+from imprint.meaning import DATA_SUFFIXES, has_adapters
 from imprint.model_facts import ModelFacts
 from imprint.recipe import Recipe
 
 LATER = "decided when the model is there"
-ROW_TOKENS = {"cpu": 4096, "cuda": 16384, "mps": 8192}
+# Most tokens of a row: on a processor, what its caches still hold; on a GPU, what keeps it busy.
+ROW_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 8192}
 FALLBACK_LENGTH = 2048
 REPLAY_LENGTH = 1024  # tokens of a piece of replay, at most
 
@@ -44,6 +48,8 @@ class Machine:
     mps: bool
     cpu_bfloat16: str  # the processor's feature that multiplies bfloat16, or nothing
     cores: int
+    cuda_without_bfloat16: str = ""  # the CUDA device that only emulates it, or nothing
+    cpu_float16: str = ""  # the processor's feature that multiplies float16, or nothing
 
     def has(self, device: str) -> bool:
         return device == "cpu" or (device == "cuda" and self.cuda) or (device == "mps" and self.mps)
@@ -64,9 +70,30 @@ def detect_machine(environment: Mapping[str, str] = os.environ, system: Path = P
     except OSError:
         flags = set()
     feature = next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "")
+    half = next((name for name in ("amx_fp16", "avx512_fp16") if name in flags), "")
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     mps = sys.platform == "darwin" and platform.machine() == "arm64"
-    return Machine(cuda=driver and not hidden, mps=mps, cpu_bfloat16=feature, cores=cores)
+    cuda = driver and not hidden
+    old = old_cuda_device(_nvidia_smi()) if cuda else ""
+    return Machine(cuda, mps, feature, cores, cuda_without_bfloat16=old, cpu_float16=half)
+
+
+def _nvidia_smi() -> str:
+    """What the driver's own tool says of the devices, a line each: `Tesla T4, 7.5`; nothing where it is missing."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def old_cuda_device(listed: str) -> str:
+    """The first of the devices `listed` by nvidia-smi whose compute capability is below 8.0, where bfloat16 begins."""
+    for line in listed.splitlines():
+        name, _, capability = line.rpartition(",")
+        if re.fullmatch(r"\s*\d+\.\d+\s*", capability) and float(capability) < 8:
+            return f"{name.strip()}, compute capability {capability.strip()}"
+    return ""
 
 
 def resolve_auto(
@@ -79,12 +106,17 @@ def resolve_auto(
     """The recipe with its autos replaced, and what was decided, each with the reason.
 
     What cannot be known yet stays auto, and its decision says when it will be: the learning rate and
-    max_length without the model; the intervals, layout and attention always.
+    max_length without the model; the intervals, layout, attention and row_tokens always.
     RecipeError if an explicit device does not exist. `world_size` is the number of processes.
     """
     machine = machine or detect_machine()
+    if recipe.method == "qlora":
+        find("bitsandbytes", "qlora", "method=qlora")
+    if recipe.optimizer == "adamw_8bit":
+        find("bitsandbytes", "qlora", "optimizer=adamw_8bit")
     device = _device(recipe, machine)
     name: Device = device.value if recipe.device == "auto" else recipe.device
+    _attention(recipe, name)
     decisions = [
         _learning_rate(recipe, model_facts),
         _max_length(model_facts),
@@ -92,7 +124,9 @@ def resolve_auto(
         device,
         _precision(name, machine),
         _threads(machine, world_size),
-        Decision("row_tokens", ROW_TOKENS[name], f"for {name}; a longer turn gets a row of its own"),
+        Decision(
+            "row_tokens", "auto", f"measured on the loaded model: what has room, up to {ROW_TOKENS[name]:,}"
+        ),
         Decision("output", free_output(recipe), "runs/MODEL-DATA, the first name that is not taken"),
         Decision(
             "layout", "auto", "decided by checks on the loaded model: the first of shared, packed, separate"
@@ -150,9 +184,16 @@ def _with(recipe: Recipe, decisions: list[Decision]) -> Recipe:
 
 
 def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> Decision:
-    """Full: 2e-5 at width 4096, in inverse proportion to the width. LoRA: ten times that.
+    """Full: 2e-5 at width 4096, in inverse proportion to the width; adapters by what is known of each kind.
 
-    The factor of ten is that of "LoRA Without Regret" (Thinking Machines, 2025).
+    lora    ten times that of full ("LoRA Without Regret", Thinking Machines, 2025)
+    qlora   as lora: its paper used 2e-4 at width 4096 (arXiv 2305.14314, table 9)
+    dora    half of lora's: its paper trained LLaMA-7B at 1e-4 to 2e-4 where LoRA had 3e-4 (arXiv 2402.09353)
+    pissa   that of full: it begins with the strongest directions, not with nothing (arXiv 2404.02948 used 2e-5 at 7B)
+    rslora  its scale is √rank times as large, and so is each update (arXiv 2312.03732)
+
+    adamw_8bit replaces adamw as it is (arXiv 2110.02861), and muon's updates are scaled to the size
+    of adamw's, so that its rates can be kept (arXiv 2502.16982, section 2.2).
     """
     if facts is None:
         return Decision("learning_rate", "auto", LATER)
@@ -160,10 +201,21 @@ def _learning_rate(recipe: Recipe, facts: ModelFacts | None) -> Decision:
         base, why = 2e-5, "config.json names no width, so that of width 4096"
     else:
         base, why = 2e-5 * 4096 / facts.width, f"width {facts.width}: 2e-05 x 4096 / {facts.width}"
-    if recipe.method == "lora":
-        rate, why = min(max(10 * base, 1e-4), 5e-3), f"{why}, and ten times that for method lora"
+    low, high, lora = 1e-5, 1e-3, recipe.lora
+    if not has_adapters(recipe):
+        rate, why = base, f"{why}, for method full"
+    elif lora.init == "pissa":
+        rate, why = base, f"{why}, as for method full: PiSSA begins with the strongest directions"
     else:
-        rate, why = min(max(base, 1e-5), 1e-3), f"{why}, for method full"
+        low, high = 1e-4, 5e-3
+        rate, why = 10 * base, f"{why}, and ten times that for method {recipe.method}"
+    rate = min(max(rate, low), high)
+    if lora.dora and has_adapters(recipe):
+        rate, why = rate / 2, f"{why}, half of it for DoRA"
+    if lora.scaling == "rslora" and has_adapters(recipe):
+        rate, why = rate / lora.rank**0.5, f"{why}, over √{lora.rank} for rslora's larger scale"
+    if recipe.optimizer == "muon":
+        why += "; muon's updates have the size of adamw's"
     return Decision("learning_rate", float(f"{rate:.2g}"), f"{why} (within set bounds, two digits)")
 
 
@@ -202,12 +254,40 @@ def _device(recipe: Recipe, machine: Machine) -> Decision:
     return Decision("device", machine.best, reasons[machine.best])
 
 
+def _attention(recipe: Recipe, device: Device) -> None:
+    """RecipeError where the attention asked for has kernels on other devices only."""
+    if recipe.attention in ("flex", "varlen") and device != "cuda":
+        raise RecipeError(
+            f"attention={recipe.attention} needs a CUDA device",
+            found=f"device: {device}",
+            expected="attention: auto, tiles or reference",
+            fix="set attention to auto: it takes what is best on each device",
+        )
+
+
 def _precision(device: Device, machine: Machine) -> Decision:
+    if device == "cuda" and machine.cuda_without_bfloat16:
+        why = f"{machine.cuda_without_bfloat16}, does not multiply in bfloat16"
+        return Decision("precision", "float16", f"{why}; the loss is scaled")
     if device != "cpu":
         return Decision("precision", "bfloat16", f"{device} multiplies in bfloat16")
     if machine.cpu_bfloat16:
         return Decision("precision", "bfloat16", f"this processor has {machine.cpu_bfloat16}")
     return Decision("precision", "float32", "this processor has neither amx_bf16 nor avx512_bf16")
+
+
+def emulated(recipe: Recipe, machine: Machine | None = None) -> str:
+    """What to say where the precision that was asked for is not the device's own: it trains, but slowly."""
+    machine, kind = machine or detect_machine(), recipe.precision
+    if recipe.device == "cuda" and kind == "bfloat16" and machine.cuda_without_bfloat16:
+        why = f"{machine.cuda_without_bfloat16}, does not multiply in it; precision=float16 is faster here"
+    elif recipe.device == "cpu" and kind == "bfloat16" and not machine.cpu_bfloat16:
+        why = "this processor has neither amx_bf16 nor avx512_bf16; precision=float32 is faster here"
+    elif recipe.device == "cpu" and kind == "float16" and not machine.cpu_float16:
+        why = "this processor has neither amx_fp16 nor avx512_fp16; precision=float32 is faster here"
+    else:
+        return ""
+    return f"precision={kind} is emulated: {why}"
 
 
 def _threads(machine: Machine, world_size: int) -> Decision:

@@ -10,21 +10,34 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imprint import __version__, cli_show
+from imprint import (
+    __version__,
+    cli_chaos,
+    cli_export,
+    cli_parity,
+    cli_plan,
+    cli_serve,
+    cli_show,
+    cli_track,
+)
 from imprint.cli_arguments import Arguments, console_for, resolved, speaker_on, wrapped
 from imprint.cli_config import config
 from imprint.cli_data import data
 from imprint.cli_left_out import LeftOutFile, kept_apart
 from imprint.errors import ImprintError, Interrupted, RunError
+from imprint.redact import redactor
+from imprint.signals import doing, stoppable
 
 if TYPE_CHECKING:
-    from imprint.run import Result
+    from imprint.result import Result
 
 app = typer.Typer(
     name="imprint",
@@ -41,6 +54,8 @@ app.add_typer(data, name="data", help="Check data, convert it, find open sets.")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return or exit with its code; an ImprintError becomes a message on stderr."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what matters of it, imprint says itself
+    # read when torch loads OpenMP: threads that wait give their core away (docs/decisions/0018)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=arguments, prog_name="imprint")
     except ImprintError as error:
@@ -117,6 +132,7 @@ def demo(
 
 
 app.command("show", epilog=cli_show.EPILOG)(cli_show.show)
+app.command("plan", epilog=cli_plan.EPILOG)(cli_plan.plan)
 
 
 @app.command(
@@ -134,27 +150,49 @@ def train(
     Every setting is a line of RECIPE or a KEY=VALUE; model=… and data=… are enough.
     `imprint config show` lists them all.
     """
-    recipe = resolved(arguments).recipe
-    from imprint.run import train as run_train
+    with stoppable():
+        recipe = resolved(arguments).recipe
+        from imprint.run import train as run_train
 
-    with kept_apart(left_out, recipe) as keep:
-        result = run_train(
-            recipe,
-            speaker_on(console_for(stderr=True)),
-            lambda prepared: keep(prepared.recipe, prepared.rendering),
-        )
+        with kept_apart(left_out, recipe) as keep, _told_all_the_same(as_json):
+            result = run_train(
+                recipe,
+                speaker_on(console_for(stderr=True)),
+                lambda prepared: keep(prepared.recipe, prepared.rendering),
+            )
     _print_result(result, as_json)
 
 
-@app.command("resume", epilog="Example: imprint resume runs/base-train")
+@app.command(
+    "resume",
+    epilog="Examples: imprint resume runs/base-train · imprint resume runs/base-train save_every=10 · "
+    "imprint resume runs/base-train learning_rate=1e-4 --force-changed learning_rate",
+)
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    given: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that it goes on with.")
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--force-changed",
+            metavar="KEY",
+            help="Accept that this changed, and with it the updates: a setting, "
+            "or data, replay, model, template; checkpoints: begin again where none verifies.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Go on with a run that was stopped or killed, to the bit as if it had not been."""
-    from imprint.run import resume as run_resume
+    with stoppable():
+        doing("imprint was starting", "the run is as it was", f"imprint resume {quote(str(run))}")
+        from imprint.run import resume as run_resume
 
-    _print_result(run_resume(run, speaker_on(console_for(stderr=True))), as_json)
+        speak = speaker_on(console_for(stderr=True))
+        with _told_all_the_same(as_json):
+            result = run_resume(run, speak, given=given or (), force=force or ())
+    _print_result(result, as_json)
 
 
 @app.command(
@@ -172,7 +210,7 @@ def chat(
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of a temperature above 0.")] = None,
 ) -> None:
-    """Talk to a model, as it will be served. Replies stream; /new begins anew, Ctrl-D leaves."""
+    """Talk to a model, as it will be served. Replies stream; /help lists what can be typed, Ctrl-D leaves."""
     from imprint.serve.terminal import talk
 
     talk(
@@ -186,6 +224,27 @@ def chat(
         temperature=temperature,
         seed=seed,
     )
+
+
+app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
+app.command("parity", epilog=cli_parity.EPILOG)(cli_parity.parity)
+app.command("serve", epilog=cli_serve.EPILOG)(cli_serve.serve)
+
+
+app.command("track", epilog=cli_track.EPILOG)(cli_track.track)
+app.command("chaos", epilog=cli_chaos.EPILOG)(cli_chaos.chaos)
+
+
+@contextmanager
+def _told_all_the_same(as_json: bool) -> Iterator[None]:
+    """The result of a run that lacks nothing but exports is printed before the error that says so."""
+    from imprint.result import ExportsFailed
+
+    try:
+        yield
+    except ExportsFailed as error:
+        _print_result(error.result, as_json)
+        raise
 
 
 def _print_result(result: Result, as_json: bool) -> None:
@@ -216,14 +275,14 @@ def _print_error(error: ImprintError) -> None:
 
     console, rank = console_for(stderr=True), os.environ.get("RANK", "0")
     if rank == "0":
-        told = f"error {error}"
+        told = redactor()(f"error {error}")
         told = wrapped(told, console.width) if console.is_terminal else told
         message = Text.assemble(("error ", "bold red"), told.removeprefix("error "))
     elif isinstance(error, Interrupted):
         return
     else:
         where = f"{error.where}: " if error.where else ""
-        message = Text(f"process {rank}: {where}{error.what}")
+        message = Text(redactor()(f"process {rank}: {where}{error.what}"))
     console.print(message, soft_wrap=True)
 
 

@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -23,13 +24,15 @@ from typing import Any
 
 from imprint import settings
 from imprint.data.locate import absolute
+from imprint.disk import write_text
 from imprint.errors import RunError
-from imprint.model.load import model_fingerprint
+from imprint.model.fingerprint import model_fingerprint
+from imprint.model.quantize import BLOCK
 from imprint.prepare import Prepared
 from imprint.recipe import DataSource, Recipe
 from imprint.render.template import PRESETS
+from imprint.signals import Stopped
 from imprint.track import events
-from imprint.train.checkpoint import write_text
 
 try:
     import fcntl
@@ -72,6 +75,9 @@ def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime)
         partial.mkdir(parents=True)
         _fill_folder(partial, prepared, recipe, now)
         os.rename(partial, path)
+    except Stopped:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
@@ -84,6 +90,7 @@ def create_folder(path: Path, prepared: Prepared, recipe: Recipe, now: datetime)
 
 def _fill_folder(partial: Path, prepared: Prepared, recipe: Recipe, now: datetime) -> None:
     facts = {
+        "id": secrets.token_hex(8),
         "imprint": version("imprint-sft"),
         "created": now.isoformat(),
         "model": str(prepared.folder.resolve()),
@@ -93,14 +100,32 @@ def _fill_folder(partial: Path, prepared: Prepared, recipe: Recipe, now: datetim
         "total_steps": prepared.plan.total_steps,
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "fingerprints": fingerprints(prepared),
-        "versions": versions(),
+        "serving": serving_text(prepared),
+        "versions": versions(*needed(recipe)),
     }
+    if recipe.method == "qlora":  # what the adapter was trained on
+        facts["quantized_base"] = {
+            "library": "bitsandbytes",
+            **recipe.quantization.model_dump(),
+            "block": BLOCK,
+        }
     write_text(partial / "recipe.yaml", settings.dump(with_absolute_paths(recipe)))
     write_text(partial / "run.json", json.dumps(facts, indent=1))
     account = prepared.ledger.to_json()
     if prepared.replay is not None:
         account["replay"] = prepared.replay.ledger.to_json()
     write_text(partial / "ledger.json", json.dumps(account, indent=1))
+
+
+def about(run: Path, prepared: Prepared) -> dict[str, Any]:
+    """What each checkpoint says of the run that it belongs to: who reads it later needs nothing else for that."""
+    recipe = (run / "recipe.yaml").read_bytes()
+    return {
+        "run": read_facts(run).get("id"),
+        "recipe": hashlib.sha256(recipe).hexdigest(),
+        "fingerprints": fingerprints(prepared),
+        "versions": {"imprint": version("imprint-sft"), **versions()},
+    }
 
 
 @contextmanager
@@ -156,43 +181,67 @@ def is_finished(run: Path) -> bool:
     return ended and (run / "model").is_dir()
 
 
-def finished(run: Path) -> RunError:
+def finished(run: Path, reported: bool = False) -> RunError:
+    """Why a run is not resumed that is at its end; `reported`: its report was written only now."""
     fix, model = f"talk to it: imprint chat {shlex.quote(str(run))}", run / "model"
     if (model / "config.json").is_file():  # an adapter has none: training starts from a whole model
         fix += f"; to train on, begin a new run with model={shlex.quote(str(model))}"
     return RunError(
         "this run is finished",
         where=str(run),
-        found="its model/ is there, and its last event is its end",
+        found="its model/ is there, and its last event is its end"
+        + ("; its report.html was missing, and is written now" if reported else ""),
         fix=fix,
     )
 
 
 def fingerprints(prepared: Prepared) -> dict[str, str]:
     """What must not change between the beginning of a run and its resumption."""
-    template, replay = prepared.rendering.template, prepared.replay
+    replay = prepared.replay
     return {
         "data": prepared.loaded.fingerprint,
         **({"replay": replay.fingerprint} if replay else {}),
         "model": model_fingerprint(prepared.folder),
-        "template": _digest(template.serving),
+        "template": hashlib.sha256(serving_text(prepared).encode()).hexdigest(),
     }
 
 
-def _digest(serving: str | dict[str, str]) -> str:
-    text = serving if isinstance(serving, str) else json.dumps(serving, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def serving_text(prepared: Prepared) -> str:
+    """The template that will be served, or the several of them."""
+    serving = prepared.rendering.template.serving
+    return serving if isinstance(serving, str) else json.dumps(serving, sort_keys=True)
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "tokenizers", "peft", "safetensors", "datasets")
+def record_changes(
+    run: Path, prepared: Prepared, changes: Sequence[Any], given: Sequence[str], step: int
+) -> None:
+    """Keep what a run goes on with: run.json in one move, and then the recipe for people to read.
+
+    Killed between the two, `given` in run.json makes the same recipe of the old one.
+    """
+    facts = read_facts(run)
+    facts["fingerprints"], facts["serving"] = fingerprints(prepared), serving_text(prepared)
+    facts["given"] = list(given)
+    facts["changes"] = [*facts.get("changes", []), *({"step": step, **c._asdict()} for c in changes)]
+    write_text(run / "run.json", json.dumps(facts, indent=1))
+    write_text(run / "recipe.yaml", settings.dump(with_absolute_paths(prepared.recipe)))
+
+
+def versions(*more: str) -> dict[str, str]:
+    names = ("torch", "transformers", "tokenizers", "peft", "safetensors", "datasets", *more)
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def needed(recipe: Recipe) -> list[str]:
+    """The packages beside the usual ones that decide what a run computes."""
+    return ["bitsandbytes"] if recipe.method == "qlora" or recipe.optimizer == "adamw_8bit" else []
 
 
 def differences(run: Path, world_size: int) -> list[str]:
     """What is other than when the run began, and keeps a resumed run from being equal to the bit."""
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    before, now = facts["versions"], versions()
+    before = facts["versions"]
+    now = versions(*({"bitsandbytes"} & before.keys()))
     found = [f"{name} {before[name]} became {now[name]}" for name in before if now.get(name) != before[name]]
     if facts["world_size"] != world_size:
         found.append(f"{facts['world_size']} processes became {world_size}")

@@ -21,6 +21,7 @@ Layer = Literal["default", "preset", "file", "argument"]
 PlaceOf = Callable[[Node], str]
 
 MAX_DEPTH = 32  # an alias can make a YAML document contain itself
+LISTED = 16  # keys that an error lists
 NULL, BOOL, INT, FLOAT, STR = (
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")
 )
@@ -301,7 +302,8 @@ def _kind_of(node: Node) -> str:
 def _unknown(unknown: UnknownKey, place: str) -> RecipeError:
     key = ".".join(unknown.path)
     likely = schema.nearest_key(unknown.path, unknown.known)
-    known = ", ".join(unknown.known) or "no keys below this one"
+    known = ", ".join(unknown.known[:LISTED]) or "no keys below this one"
+    known += f" or {len(unknown.known) - LISTED} others" if len(unknown.known) > LISTED else ""
     fix = f"write `{likely}`" if likely else "remove it; docs/recipe.md lists all keys"
     return RecipeError(f"`{key}` is not a setting", where=place, expected="" if likely else known, fix=fix)
 

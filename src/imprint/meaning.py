@@ -10,7 +10,7 @@ from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imprint.recipe import DataSource, Recipe
+from imprint.recipe import DataSource, Export, Recipe
 from imprint.schema import KeyPath
 
 DATA_SUFFIXES = {
@@ -53,6 +53,10 @@ def _source_is_local(recipe: Recipe, key: str) -> bool:
     return rest[-1] != "split" or not (Path(expanduser(source.path)) / "dataset_dict.json").is_file()
 
 
+def _exported(recipe: Recipe, key: str) -> Export:
+    return recipe.export[int(key.split(".")[1])]
+
+
 def _not_validated(recipe: Recipe, _key: str) -> bool:
     return recipe.validation == 0
 
@@ -62,8 +66,18 @@ def _unpinned(recipe: Recipe, _key: str) -> bool:
     return recipe.trust_remote_code and not is_local_model(recipe.model) and not pinned
 
 
-def _any_dropout(recipe: Recipe) -> bool:
-    return recipe.dropout > 0 or (recipe.method == "lora" and recipe.lora.dropout > 0)
+def has_adapters(recipe: Recipe) -> bool:
+    """Whether low-rank adapters are trained, and the base is frozen."""
+    return recipe.method in ("lora", "qlora")
+
+
+def noise(recipe: Recipe) -> str:
+    """The key of what makes each turn's activations its own, so that turns cannot share a prompt; or nothing."""
+    if recipe.dropout > 0:
+        return "dropout"
+    if has_adapters(recipe) and recipe.lora.dropout > 0:
+        return "lora.dropout"
+    return "neftune_alpha" if recipe.neftune_alpha > 0 else ""
 
 
 _HUB_ONLY = ("the source is a file here, and only hub datasets have this", "remove it")
@@ -73,9 +87,37 @@ _SOURCES = ("data.*", "validation", "replay.*")
 RULES: tuple[Rule, ...] = (
     Rule(
         "lora.*",
-        lambda r, _: r.method != "lora",
+        lambda r, _: not has_adapters(r),
         "method is full, so there are no adapters",
         "set method to lora, or remove it",
+    ),
+    Rule(
+        "lora.dora",
+        lambda r, _: r.lora.dora and r.lora.init == "pissa",
+        "PiSSA's adapter can be given back to the original base only as a sum, and DoRA does not add up",
+        "set lora.init to zero, or lora.dora to false",
+    ),
+    Rule(
+        "lora.init",
+        lambda r, _: r.lora.init == "pissa" and r.method == "qlora",
+        "PiSSA takes its directions out of the matrices, and what is left would be quantised to other values "
+        "than the base that others load",
+        "set method to lora, or lora.init to zero",
+    ),
+    Rule(
+        "quantization.*",
+        lambda r, _: r.method != "qlora",
+        "nothing is quantised but with method qlora",
+        "set method to qlora, or remove it",
+    ),
+    *(
+        Rule(
+            key,
+            lambda r, _: has_adapters(r),
+            "adapters leave every parameter of the model frozen",
+            "set method to full, or name the layers with lora.targets",
+        )
+        for key in ("freeze", "train_only")
     ),
     Rule(
         "replay_*",
@@ -134,9 +176,27 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "layout",
-        lambda r, _: r.layout == "shared" and _any_dropout(r),
-        "with dropout above 0, turns cannot share a prompt: each must drop its own activations",
-        "set layout to packed or auto, or dropout to 0",
+        lambda r, _: r.layout == "shared" and bool(noise(r)),
+        "with dropout or noise above 0, turns cannot share a prompt: each must draw its own",
+        "set layout to packed or auto, or dropout and neftune_alpha to 0",
+    ),
+    Rule(
+        "export.*.adapter_only",
+        lambda r, k: _exported(r, k).adapter_only and not has_adapters(r),
+        "method is full, so there is no adapter",
+        "set method to lora, or remove it",
+    ),
+    Rule(
+        "export.*.adapter_only",
+        lambda r, k: _exported(r, k).adapter_only and _exported(r, k).to != "hf",
+        "GGUF and Ollama take a whole model",
+        "set to to hf, or remove it",
+    ),
+    Rule(
+        "export.*.dtype",
+        lambda r, k: _exported(r, k).adapter_only,
+        "the adapter is handed over in the type that it was trained in",
+        "remove it, or adapter_only",
     ),
     Rule(
         "attention",

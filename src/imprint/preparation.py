@@ -258,14 +258,15 @@ def turns_of(
     return store
 
 
-# what mends the reasons for which all of a file's replies are left out
-_REMEDIES = {
+# what mends the reasons for which replies are left out
+REMEDIES = {
     "the template drops the reply's reasoning": "template=chatml shows reasoning in <think> tags; "
     "unfaithful=keep trains the replies without it",
     "the template has no place for tools": "template=chatml has one",
     "the prompt opens a thought and the row has no reasoning": "choose a template that opens none: "
     "template=chatml",
     "control tokens in its text": "control_tokens=escape makes ordinary text of them",
+    "its prompt alone fills max_length": "raise max_length, or shorten the row",
     "it is longer than max_length": "raise max_length, or too_long=truncate",
 }
 
@@ -277,7 +278,7 @@ def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> Da
         for level in (ledger.records, ledger.conversations, ledger.turns)
         for reason, tally in level.left.items()
     ]
-    details = [detail for detail in ledger.details.values() if detail]
+    details = [detail for reason in ledger.turns.left if (detail := ledger.details.get(reason))]
     most = max(ledger.turns.left, key=lambda reason: ledger.turns.left[reason].count, default="")
     fix = "see what becomes of each row: give the same arguments to `imprint show`"
     return DataError(
@@ -285,5 +286,5 @@ def nothing_left(kind: str, ledger: Ledger, sources: Sequence[DataSource]) -> Da
         where=", ".join(source.path for source in sources),
         found="\n".join(reasons + details[:2]),
         expected="at least one reply that the template renders and max_length has room for",
-        fix=f"{_REMEDIES[most]}; or {fix}" if most in _REMEDIES else fix,
+        fix=f"{REMEDIES[most]}; or {fix}" if most in REMEDIES else fix,
     )

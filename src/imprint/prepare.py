@@ -14,6 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imprint.auto import Decision, resolve_auto, resolve_intervals
 from imprint.cache import Origin, cached
 from imprint.data.ledger import Ledger
@@ -22,7 +24,8 @@ from imprint.errors import ModelError, RecipeError
 from imprint.model_facts import ModelFacts, read_model_facts
 from imprint.pack.plan import Plan
 from imprint.pack.replay import Replay, share_of_places
-from imprint.preparation import Preparation
+from imprint.pack.together import Groups, groups_of
+from imprint.preparation import REMEDIES, Preparation
 from imprint.preparation import read_and_render as read_and_render
 from imprint.preparation import turns_of as turns_of
 from imprint.recipe import Recipe
@@ -88,6 +91,7 @@ def prepare(recipe: Recipe, folder: Path, now: datetime, world_size: int = 1) ->
         fingerprint=loaded.fingerprint,
         max_steps=recipe.max_steps,
         replay=_mixed_in(recipe, replay),
+        groups=by_prompt(loaded, train) if recipe.keep_together == "prompt" else None,
     )
     if replay is not None:
         account_for_draws(replay, plan)
@@ -108,6 +112,21 @@ def _mixed_in(recipe: Recipe, pieces: Pieces | None) -> Replay | None:
         return None
     share = share_of_places(recipe.replay_share, recipe.replay_share_of, recipe.batch_size)
     return Replay(len(pieces.drawable), share, recipe.seed, pieces.fingerprint)
+
+
+def by_prompt(loaded: Loaded, train: TurnStore) -> Groups:
+    """Which of the conversations that are trained on have the same prompt, or are of the same tree."""
+    rows = np.fromiter(loaded.train.rows, np.int64, len(loaded.train))[train.conversations]
+    return groups_of(np.fromiter(loaded.prompts, np.int64, len(loaded.prompts))[rows])
+
+
+def kept_together(plan: Plan) -> Iterator[str]:
+    """How many groups a run keeps together, where it keeps any."""
+    if plan.groups is not None:
+        yield (
+            f"kept together by their prompt: {plural(plan.num_conversations, 'conversation')} in "
+            f"{plural(plan.groups.count, 'group')}, the largest of {plan.groups.largest:,}"
+        )
 
 
 def account_for_draws(pieces: Pieces, plan: Plan) -> None:
@@ -203,7 +222,8 @@ def overview(prepared: Prepared) -> Iterator[Any]:
         yield from (Text.assemble(("note  ", "bold"), note) for note in prepared.replay.ledger.notes)
     for reason, detail in prepared.ledger.details.items():
         if detail:
-            yield Text(f"{reason}: {detail}", "dim")
+            remedy = f"; to train it: {REMEDIES[reason]}" if reason in REMEDIES else ""
+            yield Text(f"{reason}: {detail}{remedy}", "dim")
     for note in prepared.ledger.notes:
         yield Text.assemble(("note  ", "bold"), note)
     yield Text.assemble(("data  ", "bold"), where_from(prepared))
@@ -215,6 +235,7 @@ def overview(prepared: Prepared) -> Iterator[Any]:
         f"{plan.epoch(plan.total_steps):.3g} times all "
         f"{plan.num_conversations:,}, which hold {sums.tokens:,} tokens, {sums.trained_tokens:,} of them trained",
     )
+    yield from (Text.assemble(("plan  ", "bold"), text) for text in kept_together(plan))
     if prepared.replay is not None:
         yield Text.assemble(("replay  ", "bold"), replay_in_words(prepared, prepared.replay))
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))

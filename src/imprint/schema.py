@@ -15,12 +15,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imprint.errors import nearest
-from imprint.recipe import DataSource, Recipe
+from imprint.recipe import DataSource, Export, Recipe
 
 KeyPath = tuple[str, ...]
 
 # A bare string given for such a group stands for this one key of it.
-SHORT_FORM: dict[type[BaseModel], str] = {DataSource: "path"}
+SHORT_FORM: dict[type[BaseModel], str] = {DataSource: "path", Export: "to"}
 
 # Names that people bring from other trainers, where likeness alone would not find ours.
 ELSEWHERE = {
@@ -44,6 +44,16 @@ ELSEWHERE = {
     "gradient_checkpointing": "activation_checkpointing",
     "output_dir": "output",
     "bf16": "precision",
+    "fp16": "precision",
+    "optim": "optimizer",
+    "neftune_noise_alpha": "neftune_alpha",
+    "use_rslora": "lora.scaling",
+    "use_dora": "lora.dora",
+    "init_lora_weights": "lora.init",
+    "load_in_4bit": "method",
+    "bnb_4bit_quant_type": "quantization.type",
+    "bnb_4bit_use_double_quant": "quantization.double",
+    "unfrozen_parameters": "train_only",
     "dtype": "precision",
     "packing": "layout",
     "eval_steps": "validate_every",
@@ -227,6 +237,8 @@ def _bounded(annotation: Any, metadata: Any = ()) -> str:
         for name in ("gt", "ge", "lt", "le")
         if getattr(item, name, None) is not None
     }
+    if any(getattr(item, "pattern", None) for item in flat):
+        return "a name of letters, digits, - and _"
     return _type_words(annotation) + _bound_words(bounds)
 
 
@@ -246,6 +258,12 @@ def _keys_of(group: type[BaseModel]) -> str:
     return "its own keys: " + ", ".join(group.model_fields)
 
 
+def _short_words(group: type[BaseModel]) -> str:
+    """`a path, or {path: …}`"""
+    key = SHORT_FORM[group]
+    return f"{'a path' if key == 'path' else _bounded(group.model_fields[key].annotation)}, or {{{key}: …}}"
+
+
 def _type_words(annotation: Any) -> str:
     plain = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
     if annotation in plain:
@@ -258,11 +276,7 @@ def _type_words(annotation: Any) -> str:
         words = [str(word) for word in inner]
         return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
     if _is_group(annotation):
-        return (
-            f"a path, or {{{SHORT_FORM[annotation]}: …}}"
-            if annotation in SHORT_FORM
-            else _keys_of(annotation)
-        )
+        return _short_words(annotation) if annotation in SHORT_FORM else _keys_of(annotation)
     if origin is list:
         return (
             f"{_bounded(inner[0])}, or a list of these"

@@ -29,6 +29,7 @@ from imprint.layers import (
     read_yaml,
 )
 from imprint.recipe import Recipe
+from imprint.redact import named_like_one, redactor
 from imprint.schema import KeyPath, UnknownKey, shown
 
 __all__ = ["PRESET", "Origin", "Resolved", "SeveralProblems", "dump", "load", "resolve"]
@@ -36,7 +37,8 @@ __all__ = ["PRESET", "Origin", "Resolved", "SeveralProblems", "dump", "load", "r
 PRESET = "imprint.yaml"
 _OF_THE_RUN = "a preset advises how to train the model that it lies beside"
 NOT_IN_PRESET = dict.fromkeys(
-    ("model", "data", "output", "validation", "replay", "revision", "trust_remote_code"), _OF_THE_RUN
+    ("model", "data", "output", "validation", "replay", "revision", "trust_remote_code", "export"),
+    _OF_THE_RUN,
 )
 
 
@@ -99,6 +101,17 @@ def load(path: Path) -> Recipe:
     layers = Layers()
     layers.lay_document(read_yaml(path), "file", str(path))
     return _validated(layers, path)
+
+
+def amend(path: Path, assignments: Sequence[str]) -> Recipe:
+    """A run's recipe (see `load`) with `key=value` laid over it; RecipeError tells all that is wrong with them."""
+    layers = Layers()
+    layers.lay_document(read_yaml(path), "file", str(path))
+    for key, text, node in _read_arguments(assignments, layers.problems):
+        layers.lay_argument(key, node, f"argument {text}")
+    recipe = _validated(layers, path)
+    _refuse_meaningless(recipe, layers, "argument")
+    return recipe
 
 
 def dump(recipe: Recipe) -> str:
@@ -265,8 +278,30 @@ def _idle_advice(recipe: Recipe, layers: Layers) -> list[KeyPath]:
     return [path for path, _ in meaning.refused(recipe, _given(recipe, layers, "preset"))]
 
 
-def _refuse_meaningless(recipe: Recipe, layers: Layers) -> None:
-    given = _given(recipe, layers, "file", "argument")
+def _refuse_secrets(recipe: Recipe, layers: Layers) -> None:
+    """A recipe is written into the run folder, its report and its trackers; the message repeats no secret."""
+    redact = redactor()
+    problems = []
+    for path, value in _given(recipe, layers, "preset", "file", "argument").items():
+        hides = isinstance(value, str) and len(value) >= 8 and named_like_one(path[-1])
+        if hides or redact([*path]) != [*path] or redact({"": value}) != {"": value}:
+            key, place = redact(".".join(path)), layers.leaves[path].place
+            problems.append(
+                RecipeError(
+                    f"`{key}` holds a secret",
+                    where=f"argument {key}=…" if place.startswith("argument") else place,
+                    found="what looks like a token, a key or a password (it is not repeated here)",
+                    expected="settings that may be read by all who read the run: they are written into it",
+                    fix="take it out; tokens are read from the environment alone: HF_TOKEN, WANDB_API_KEY",
+                )
+            )
+    if problems:
+        raise problems[0] if len(problems) == 1 else SeveralProblems(problems)
+
+
+def _refuse_meaningless(recipe: Recipe, layers: Layers, *kinds: str) -> None:
+    _refuse_secrets(recipe, layers)
+    given = _given(recipe, layers, *(kinds or ("file", "argument")))
     problems = [
         RecipeError(
             f"`{'.'.join(path)}` has no meaning here: {rule.why}",

@@ -12,7 +12,7 @@ import pytest
 from data.counts import FILES, Reply, call_of
 from imprint.data.conversation import Conversation
 from imprint.data.ledger import Ledger
-from imprint.data.load import Loaded, load
+from imprint.data.load import REPEATS, Loaded, load
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
@@ -85,7 +85,12 @@ def test_a_file_holds_what_was_counted(name):
     assert len(conversations) == ledger.conversations.total == file.conversations
     assert found == held.replies
     warned = {warning: tally.count for warning, tally in ledger.warnings.items()}
+    repeats = warned.pop(REPEATS, 0) + sum(tally.count for tally in ledger.remarks.values())
     assert warned == {warning: count for warning, count in held.warnings.items() if count}
+    if conversations:
+        said = [repr((one.messages, one.tools, one.tokens)) for one in loaded.train]
+        assert repeats == len(said) - len(set(said))
+        assert (REPEATS in ledger.warnings) == (repeats > len(said) / 100)
     if path.suffix == ".jsonl":
         for reason, tally in ledger.records.left.items():
             lines = held.lines.get(reason) or range(1, file.rows + 1)

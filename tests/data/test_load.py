@@ -9,7 +9,7 @@ import pytest
 
 from imprint.data import load as load_module
 from imprint.data.ledger import Ledger
-from imprint.data.load import load, reopen
+from imprint.data.load import OVERLAPS, REPEATS, load, reopen
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
@@ -150,6 +150,30 @@ def test_a_validation_file_and_its_copies(write, tmp_path):
     assert "validation.fields.prompt=" in str(caught.value)
     with pytest.raises(DataError, match="0 validation rows"):
         take(tmp_path, "a.jsonl", validation=DataSource(path="v.jsonl"), bad_rows="leave_out")
+
+
+def test_conversations_that_repeat_are_told_and_many_are_warned_of(write, tmp_path):
+    """Up to one in a hundred it is a remark. Another reply to the same prompt is no copy."""
+    rows = [{"prompt": f"q{i}", "response": "a"} for i in range(199)]
+    write("a.jsonl", [*rows, rows[4], {"prompt": "q5", "response": "b"}])
+    _, ledger = take(tmp_path, "a.jsonl", validation=0.0)
+    assert {text: (told.count, str(told)) for text, told in ledger.remarks.items()} == {
+        REPEATS: (1, "a.jsonl:200")
+    }
+    assert REPEATS not in ledger.warnings
+    write("a.jsonl", [*rows, *rows[4:11]])
+    _, ledger = take(tmp_path, "a.jsonl", validation=0.0)
+    assert (
+        str(ledger.warnings[REPEATS]) == "a.jsonl:200, a.jsonl:201, a.jsonl:202, a.jsonl:203, a.jsonl:204, …"
+    )
+    assert ledger.warnings[REPEATS].count == 7
+    assert "keep one of each" in ledger.details[REPEATS]
+    assert Ledger.from_json(json.loads(json.dumps(ledger.to_json()))).to_json() == ledger.to_json()
+    # among what is trained on alone: copies are on one side, whole
+    loaded, ledger = take(tmp_path, "a.jsonl", validation=0.5)
+    trained = [int(conversation.messages[0].content[1:]) for conversation in loaded.train]
+    assert ledger.warnings[REPEATS].count == len(trained) - len(set(trained)) > 0
+    assert OVERLAPS not in ledger.warnings
 
 
 def test_equal_prompts_hold_nothing_out_and_warn(write, tmp_path):
@@ -296,7 +320,7 @@ def test_loading_imports_nothing_heavy(write):
     program = f"""
 import sys
 from imprint.data.ledger import Ledger
-from imprint.data.load import load
+from imprint.data.load import OVERLAPS, REPEATS, load
 from imprint.recipe import DataSource
 settings = dict(validation=0.1, bad_rows="stop", consecutive_replies="merge", seed=0, ledger=Ledger())
 load([DataSource(path={str(path)!r})], **settings)

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.ipc
 import pytest
 
-from imprint.data import locate as locate_module
+from imprint.data import piped as piped_module
 from imprint.data.ledger import Ledger
 from imprint.data.load import load
 from imprint.data.locate import absolute, locate, names_of
@@ -239,10 +239,10 @@ def pipe(monkeypatch):
         stream = io.TextIOWrapper(io.BytesIO(data))
         stream.isatty = lambda: terminal
         monkeypatch.setattr(sys, "stdin", stream)
-        locate_module._spooled.cache_clear()
+        piped_module.spooled.cache_clear()
 
     yield pipe
-    locate_module._spooled.cache_clear()
+    piped_module.spooled.cache_clear()
 
 
 def test_standard_input_is_read_once_and_kept(pipe, write):

@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import pickle
+import random
 import sqlite3
 import zipfile
 from functools import partial
@@ -80,7 +81,8 @@ def test_parts_packed_one_after_the_other_are_one_file(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["gz", "zst", "xz", "bz2"])
 def test_damage_in_a_packed_file_is_told_with_the_last_row(tmp_path, suffix):
-    noise = "".join(json.dumps({"prompt": os.urandom(400).hex()}) + "\n" for _ in range(4000)).encode()
+    draw = random.Random(0)
+    noise = "".join(json.dumps({"prompt": draw.randbytes(400).hex()}) + "\n" for _ in range(4000)).encode()
     whole = packed(f"a.{suffix}", noise, tmp_path)
     half = len(whole) // 2
     spoiled = [whole[: half - 100] + b"\xff" * 200 + whole[half + 100 :]]
@@ -91,7 +93,8 @@ def test_damage_in_a_packed_file_is_told_with_the_last_row(tmp_path, suffix):
             seen.extend(record.place for record in read(DataSource(path=f"a.jsonl.{suffix}"), tmp_path))
         error = caught.value
         assert (error.what, error.where) == ("the file cannot be read", f"a.jsonl.{suffix}")
-        assert f"behind a.jsonl.{suffix}:{len(seen)}" in error.found
+        assert f"behind {seen[-1]}" in error.found
+        assert seen[-1].line >= len(seen)  # unpacked damage may hold an empty line
         assert 500 < len(seen) < 3500
         assert "fetch or write the file again" in error.fix
 

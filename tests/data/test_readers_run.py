@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import ROWS, settings, write_rows
-from imprint.data import locate
+from imprint.data import piped
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def here(tmp_path, tiny, monkeypatch):
     rest = "".join(json.dumps(row) + "\n" for row in ROWS[5:])
     (tmp_path / "parts/deep/b.jsonl.gz").write_bytes(gzip.compress(rest.encode()))
     monkeypatch.chdir(tmp_path)
-    locate._spooled.cache_clear()
+    piped.spooled.cache_clear()
     yield tmp_path
-    locate._spooled.cache_clear()
+    piped.spooled.cache_clear()
 
 
 def unfinish(run):
@@ -37,7 +37,7 @@ def unfinish(run):
 def pipe(monkeypatch, data):
     stream = io.TextIOWrapper(io.BytesIO(data))
     monkeypatch.setattr(sys, "stdin", stream)
-    locate._spooled.cache_clear()
+    piped.spooled.cache_clear()
 
 
 def test_a_run_on_many_files_resumes_from_anywhere(here, cli, monkeypatch):

@@ -22,6 +22,7 @@ from imprint.distributed.mesh import Mesh, start_mesh, stop_mesh
 from imprint.distributed.shard import copy_whole, shard, whole
 from imprint.errors import RunFailed
 from imprint.model.adapters import add_lora
+from imprint.model.balance import Balance
 from imprint.pack.row import Row, empty_row
 from imprint.pack.tree import build_rows
 from imprint.train.optim import adamw
@@ -41,6 +42,7 @@ class Cell:
     tied: bool = False
     sgd: bool = False  # without clipping and scale-free moments, nothing hides a wrong factor
     own_head: bool = False
+    balance_loss: float = 0.0
 
 
 CELLS = {
@@ -58,6 +60,8 @@ CELLS = {
     "float32, plain descent": Cell(dtype=torch.float32, sgd=True),
     "adapters, float32, plain descent": Cell(dtype=torch.float32, sgd=True, adapted=True),
     "experts": Cell("qwen3_moe", sgd=True),
+    "experts, balanced": Cell("qwen3_moe", sgd=True, balance_loss=0.5),
+    "experts, balanced, adapters": Cell("mixtral", sgd=True, adapted=True, balance_loss=0.5),
     "own head": Cell("gemma2", own_head=True),
 }
 
@@ -83,6 +87,14 @@ def build(cell: Cell) -> Any:
     return rows_of
 
 
+@dataclass(frozen=True)
+class Selfish(Mesh):
+    """A planted mistake: each rank balances its experts by its own share of the step."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value * self.size if value.ndim == 2 else super().sum(value)
+
+
 def run_cell(cell: Cell, mesh: Mesh) -> dict[str, Any]:
     """Losses, norms and whole weights after three steps; what an evaluation and a generation then give."""
     model = build(cell)
@@ -93,6 +105,8 @@ def run_cell(cell: Cell, mesh: Mesh) -> dict[str, Any]:
     else:
         optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-6)
     state = TrainState(model, optimizer, lambda step: 0.02, mesh, clip=None if cell.sgd else CLIP)
+    if cell.balance_loss:
+        state.balance, state.balance_weight = Balance(model), cell.balance_loss
     before = {name: whole(p.detach()).clone() for name, p in model.named_parameters() if p.requires_grad}
     stats = [train_step(state, share(step, mesh.rank, mesh.size)) for step in range(NUM_STEPS)]
     after = {name: whole(p.detach()).clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -109,6 +123,7 @@ def run_cell(cell: Cell, mesh: Mesh) -> dict[str, Any]:
         "norm": [s.grad_norm for s in stats],
         "computed": [s.computed_tokens for s in stats],
         "trained": [s.trained_tokens for s in stats],
+        "balance": [s.balance or 0.0 for s in stats],
         "before": before,
         "after": after,
         "evaluated": evaluate(state, share(9, mesh.rank, mesh.size)),
@@ -141,6 +156,10 @@ def forgetful(mesh: Mesh) -> dict[str, Any]:
     stats = [train_step(state, share(step, mesh.rank, mesh.size)) for step in range(NUM_STEPS)]
     after = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
     return {"norm": [s.grad_norm for s in stats], "after": after}
+
+
+def selfish(mesh: Mesh) -> dict[str, Any]:
+    return run_cell(CELLS["experts, balanced"], Selfish(mesh.rank, mesh.size, mesh.device))
 
 
 def talk(mesh: Mesh) -> dict[str, Any]:
@@ -194,7 +213,7 @@ def main(out: Path) -> None:
     mesh = start_mesh("cpu")
     found: dict[str, Any] = {name: run_cell(cell, mesh) for name, cell in CELLS.items()}
     extras: dict[str, Callable[[Mesh], dict[str, Any]]] = dict(
-        forgetful=forgetful, talk=talk, round_trip=round_trip, failure=failure
+        forgetful=forgetful, selfish=selfish, talk=talk, round_trip=round_trip, failure=failure
     )
     found |= {name: function(mesh) for name, function in extras.items()}
     torch.save(found, out / f"{mesh.rank}.pt")

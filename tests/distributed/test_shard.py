@@ -39,6 +39,7 @@ def test_ranks_update_as_one_process_does(ranks: Ranks, name: str, size: int) ->
         assert found["loss"] == pytest.approx(one["loss"], rel=bar)
         assert found["norm"] == pytest.approx(one["norm"], rel=bar)
         assert found["computed"] == one["computed"]
+        assert found["balance"] == pytest.approx(one["balance"], rel=bar)
         assert found["trained"] == one["trained"]
         assert all(torch.equal(found["before"][n], p) for n, p in one["before"].items())
         assert difference(moved(found), moved(one)) <= update_bar
@@ -56,6 +57,12 @@ def test_without_the_factor_for_the_average_the_test_would_fail(ranks: Ranks) ->
     off = difference({n: p - one["before"][n] for n, p in wrong["after"].items()}, moved(one))
     assert off >= 100 * 1e-6
     assert off > 0.3
+
+
+def test_fractions_by_rank_would_miss_the_bar(ranks: Ranks) -> None:
+    one, wrong = alone("experts, balanced"), ranks(2)[0]["selfish"]
+    assert wrong["loss"][0] == pytest.approx(one["loss"][0], rel=1e-6)
+    assert difference(moved(wrong), moved(one)) >= 100 * 1e-6
 
 
 def test_whole_tensors_out_of_shards_and_back(ranks: Ranks) -> None:

@@ -129,7 +129,8 @@ def test_new_tokens_are_trained_and_the_other_rows_are_not(kind: str, tied: bool
 def test_adapters_begin_as_the_model_itself() -> None:
     rows = build_rows(random_turns(0), 10**6)
     plain = row_model(tiny_model("llama"))(rows[0])
-    assert torch.equal(row_model(lora(tiny_model("llama"), new_tokens=[5]))(rows[0]), plain)
+    # to rounding: a head with rows of its own is called as it is, not multiplied chunk by chunk
+    assert torch.allclose(row_model(lora(tiny_model("llama"), new_tokens=[5]))(rows[0]), plain, rtol=1e-5)
 
 
 def test_the_seed_decides_the_first_factors() -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from imprint.model.adapters import add_lora
-from imprint.model.attention import NAMES, View, generating, reference, segments
+from imprint.model.attention import NAMES, flex, generating, reference, tiles, varlen
+from imprint.model.view import View
 from imprint.pack.row import positions
 from tiny import VOCAB, own_attention, random_end, row_model, tiny_model
 
-BOTH = pytest.mark.parametrize("attention", [reference, segments])
+BOTH = pytest.mark.parametrize("attention", [reference, tiles])
 
 
 def brute_force(
@@ -71,10 +72,13 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", CASES)
 @BOTH
-def test_attention_equals_brute_force(attention: Any, case: str, seed: int) -> None:
+def test_attention_equals_brute_force(
+    attention: Any, case: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     facts = dict(heads=(2, 2), window=None, chunk=None, softcap=None, sinks=False, scale=None) | CASES[case]
     rng = np.random.default_rng(seed)
     size, depth, (num_heads, num_keys) = 18, 4, facts["heads"]
+    monkeypatch.setattr("imprint.model.view.TILE", [3, 7, 64][seed])
     end = random_end(size, rng, stay=0.8)
 
     def draw(*shape: int) -> Tensor:
@@ -141,31 +145,38 @@ def test_a_window_by_row_index_is_off_a_hundredfold(attention: Any) -> None:
     view = View(end)
     view.position = torch.arange(size)
     wrong = attention(nn.Module(), *x, None, sliding_window=6, end=view)[0]
-    other = (segments if attention is reference else reference)(
+    other = (tiles if attention is reference else reference)(
         nn.Module(), *x, None, sliding_window=6, end=View(end)
     )[0]
     assert (wrong - right).abs().max() >= 100 * max(float((other - right).abs().max()), 1e-12)
 
 
-def test_segments_of_plain_text_need_no_mask() -> None:
-    assert View(torch.full((50,), 50)).segments == [(50, [])]
-    packed = View(torch.tensor([3, 3, 3, 5, 5]))
-    assert packed.segments == [(3, []), (2, [])]
-    assert [packed.segment_mask(i, None, None) for i in range(2)] == [None, None]
-    assert packed.segment_mask(0, 2, None) is not None
-    tree = View(torch.tensor([5, 5, 4, 4, 5, 7, 7]))
-    assert tree.segments == [(2, []), (2, [0]), (1, [0]), (2, [])]
+def test_tiles_hold_what_someone_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imprint.model.view.TILE", 2)
+    runs = [tile.runs for tile in View(torch.full((5,), 5)).tiles()]
+    assert runs == [((0, 2),), ((0, 4),), ((0, 5),)]
+    tree = View(torch.tensor([8, 8, 4, 4, 6, 6, 8, 8]))
+    assert [tile.runs for tile in tree.tiles()] == [((0, 2),), ((0, 4),), ((0, 2), (4, 6)), ((0, 2), (6, 8))]
+    assert [tile.runs for tile in tree.tiles(window=2)] == [
+        ((0, 2),),
+        ((0, 4),),
+        ((0, 2), (4, 6)),
+        ((0, 2), (6, 8)),
+    ]
+    assert [tile.runs for tile in tree.tiles(window=1)] == [((0, 2),), ((2, 4),), ((4, 6),), ((6, 8),)]
+    seen = tree.tiles()[2].mask == 0
+    assert seen.tolist() == [[True, True, True, False], [True, True, True, True]]
 
 
 def test_masks_are_made_once() -> None:
     view = View(torch.tensor([5, 5, 4, 4, 5]))
     assert view.allowed(3) is view.allowed(3)
-    assert view.segment_mask(1, 3, None) is view.segment_mask(1, 3, None)
+    assert view.tiles(3) is view.tiles(3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_end_attention_refuses(name: str) -> None:
-    assert AttentionInterface()[NAMES[name]] in (reference, segments)
+    assert AttentionInterface()[NAMES[name]] in (reference, tiles, flex, varlen)
     model = tiny_model("llama")
     row_model(model, name)
     ids = torch.tensor([[5, 6, 7]])
@@ -183,11 +194,11 @@ def test_generating_switches_and_switches_back(kind: str) -> None:
     with generating(model):
         assert model.config._attn_implementation == own_attention(model)
         assert not model.training
-    assert model.config._attn_implementation == NAMES["segments"]
+    assert model.config._attn_implementation == NAMES["tiles"]
     assert model.training
     with pytest.raises(KeyError), generating(model):
         raise KeyError
-    assert model.config._attn_implementation == NAMES["segments"]
+    assert model.config._attn_implementation == NAMES["tiles"]
     assert model.training
 
 

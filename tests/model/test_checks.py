@@ -1,5 +1,6 @@
 """The checks of a user's model: who passes, who is trained separately, and the mistakes that must be caught."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from torch import nn
 from transformers import AttentionInterface
 
 from imprint.model import attention as attention_module
-from imprint.model.attention import NAMES, View
-from imprint.model.checks import LEAK, TOLERANCE, check_ropes, choose_layout, isolation, position
+from imprint.model.attention import NAMES
+from imprint.model.checks import LEAK, TOLERANCE, choose_layout, head, isolation, position
 from imprint.model.rowmodel import RowModel
+from imprint.model.view import View
 from imprint.pack.row import positions
 from imprint.pack.tree import build_rows
 from tiny import (
@@ -55,7 +57,13 @@ def test_experts_that_round_otherwise_are_no_leak(seed: int) -> None:
     [
         ("falcon", {}),
         ("bloom", {}),
+        ("mpt", {}),
         ("mamba", {}),
+        ("rwkv", {}),
+        ("falcon_h1", {}),
+        ("qwen3_next", {}),
+        ("recurrent_gemma", {}),
+        ("jamba", {}),
         ("lfm2", {}),
         ("lfm2", dict(layer_types=["full_attention", "conv"])),
     ],
@@ -67,6 +75,52 @@ def test_families_that_do_not_share(kind: str, extra: dict[str, Any]) -> None:
     assert not model.follows_end
     rows = build_rows(random_turns(1), 10**6, layout)
     model(rows[0]).sum().backward()  # in the model's own attention
+
+
+def test_attention_that_looks_at_positions_alone() -> None:
+    """gpt_neo's takes no function of ours. transformers tells its turns apart by their positions, so
+    that none sees another one, and none sees the prompt that it shares either."""
+    _, layout, passed = chosen("gpt_neo")
+    assert layout == "separate"
+    assert passed["isolation"]
+    assert not passed["position"]
+
+
+class OwnSoftmax(nn.Module):
+    """Attention of a model's own, as remote code brings it: it takes any keyword, and heeds none."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.mix = nn.Linear(hidden, 3 * hidden)
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        query, key, value = self.mix(hidden_states).chunk(3, dim=-1)
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value, None
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_unknown_attention_in_one_layer(layer: int) -> None:
+    model = row_model(tiny_model("llama"))
+    torch.manual_seed(0)
+    model.base.model.layers[layer].self_attn = OwnSoftmax(32)
+    layout, findings = choose_layout(model, "auto", LONGEST, VOCAB)
+    assert layout == "separate"
+    assert [finding.name for finding in findings if not finding.passed] == ["isolation"]
+
+
+def test_attention_that_refuses_the_keyword() -> None:
+    class Strict(OwnSoftmax):
+        def forward(self, hidden_states: torch.Tensor, position_embeddings: Any = None) -> Any:  # type: ignore[override]
+            return super().forward(hidden_states)
+
+    model = row_model(tiny_model("llama"))
+    model.base.model.layers[0].self_attn = Strict(32)
+    with torch.no_grad():
+        finding = isolation(model, VOCAB)
+    assert not finding.passed
+    assert "does not take rows" in finding.detail
 
 
 def test_a_convolution_that_is_never_met_does_no_harm() -> None:
@@ -99,7 +153,7 @@ def test_the_checks_leave_the_model_as_it_was() -> None:
         before = {name: p.clone() for name, p in model.named_parameters()}
         choose_layout(model, "auto", LONGEST, VOCAB)
         assert model.training is model.model.training is training
-        assert model.base.config._attn_implementation == NAMES["segments"]
+        assert model.base.config._attn_implementation == NAMES["tiles"]
         assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
@@ -159,7 +213,7 @@ def test_planted_attention(
     kind: str, function: Any, check: Any, bar: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = row_model(tiny_model(kind))
-    monkeypatch.setitem(AttentionInterface._global_mapping, NAMES["segments"], function)
+    monkeypatch.setitem(AttentionInterface._global_mapping, NAMES["tiles"], function)
     with torch.no_grad():
         finding = check(model, VOCAB) if check is isolation else check(model, VOCAB, LONGEST)
         detail = finding.detail
@@ -191,7 +245,7 @@ def test_positions_one_off_in_an_answer_are_caught(monkeypatch: pytest.MonkeyPat
         wrong = positions(end)
         return torch.where(end < end[0], wrong + 1, wrong)
 
-    monkeypatch.setattr(attention_module, "positions", off)
+    monkeypatch.setattr("imprint.model.view.positions", off)
     assert chosen("llama")[1] == "separate"
 
 
@@ -211,41 +265,17 @@ def test_a_model_of_nan_is_caught() -> None:
         assert not isolation(model, VOCAB).passed
 
 
-def rope(kind: str, **extra: Any) -> dict[str, Any]:
-    return dict(rope_parameters=dict(rope_type=kind, rope_theta=1e4, **extra))
-
-
-LONG = dict(short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_max_position_embeddings=50)
-
-
-@pytest.mark.parametrize(
-    ("kind", "extra", "longest", "passed"),
-    [
-        ("llama", {}, 10_000, True),
-        ("llama", rope("linear", factor=2.0), 10_000, True),
-        ("llama", rope("dynamic", factor=2.0) | dict(max_position_embeddings=50), 50, True),
-        ("llama", rope("dynamic", factor=2.0) | dict(max_position_embeddings=50), 51, False),
-        ("phi3", rope("longrope", **LONG) | dict(original_max_position_embeddings=50), 50, True),
-        ("phi3", rope("longrope", **LONG) | dict(original_max_position_embeddings=50), 51, False),
-        ("llama4_text", dict(attn_temperature_tuning=True), 50, False),
-    ],
-)
-def test_rotary_scaling_that_looks_at_the_longest_turn(
-    kind: str, extra: dict[str, Any], longest: int, passed: bool
-) -> None:
-    model = row_model(tiny_model(kind, **extra))
-    assert check_ropes(model, longest).passed is passed
-    layout, _ = choose_layout(model, "auto", longest if longest < 1000 else LONGEST, VOCAB)
-    assert layout == ("shared" if passed else "separate")
-
-
-def test_why_longrope_does_not_mix_lengths() -> None:
-    """A short turn beside a long one is turned by the long one's factors: the position check would see it, too."""
-    extra = rope("longrope", **LONG) | dict(original_max_position_embeddings=50)
-    model = row_model(tiny_model("phi3", **extra))
-    with torch.no_grad():
-        assert position(model, VOCAB, 40).passed
-        assert not position(model, VOCAB, 80).passed
+def test_a_soft_cap_that_is_hardly_reached_is_caught() -> None:
+    """recurrent_gemma names its cap otherwise: its logits are taken from its own forward."""
+    model, _, passed = chosen("recurrent_gemma")
+    assert not passed["head"]
+    assert model.own_head
+    assert chosen("gemma2", final_logit_softcapping=30.0)[2]["head"]
+    quiet = row_model(tiny_model("gemma2", final_logit_softcapping=300.0))
+    head_of = RowModel.head.fget  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(RowModel, "head", property(lambda self: replace(head_of(self), cap=None)))
+        assert not head(quiet, VOCAB).passed
 
 
 def test_why_llama4_does_not_share() -> None:

@@ -15,7 +15,6 @@ from imprint.model.load import (
     find_model,
     grow_embeddings,
     load_model,
-    model_fingerprint,
     set_dropout,
     set_stops,
 )
@@ -39,7 +38,7 @@ def test_a_folder_is_found_and_loaded_as_it_is(folder: Path) -> None:
     model = load_model(folder, num_tokens=VOCAB)
     original = tiny_model("llama").state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
-    assert model.config._attn_implementation == NAMES["segments"]  # type: ignore[union-attr]
+    assert model.config._attn_implementation == NAMES["tiles"]  # type: ignore[union-attr]
     assert load_model(folder, attention="reference").config._attn_implementation == NAMES["reference"]  # type: ignore[union-attr]
 
 
@@ -213,34 +212,6 @@ def test_a_switch_that_is_named_after_dropout_is_left_alone() -> None:
     set_dropout(config, 0.0)
     assert config.use_dropout is True
     assert config.attention_dropout == 0.0
-
-
-def test_the_fingerprint_changes_with_a_byte(folder: Path) -> None:
-    first = model_fingerprint(folder)
-    assert model_fingerprint(folder) == first
-    (folder / "README.md").write_text("words")
-    assert model_fingerprint(folder) == first
-    seen = {first}
-    for name in ("model.safetensors", "config.json", "generation_config.json"):
-        path = folder / name
-        data = bytearray(path.read_bytes())
-        data[-2] ^= 1
-        path.write_bytes(data)
-        seen.add(model_fingerprint(folder))
-    (folder / "tokenizer.json").write_text("{}")
-    seen.add(model_fingerprint(folder))
-    assert len(seen) == 5
-
-
-@pytest.mark.parametrize("at", [0, -1])
-def test_the_fingerprint_reads_both_ends_of_large_files(tmp_path: Path, at: int) -> None:
-    path = tmp_path / "model.safetensors"
-    data = bytearray(3 << 20)
-    path.write_bytes(data)
-    first = model_fingerprint(tmp_path)
-    data[at] ^= 1
-    path.write_bytes(data)
-    assert model_fingerprint(tmp_path) != first
 
 
 def test_stops_are_saved_with_the_model() -> None:

@@ -1,16 +1,20 @@
 """RowModel: its loss is the model's own, however it is cut into chunks."""
 
+import gc
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from imprint.model import rowmodel
+from imprint.model import loss as losses
 from imprint.model.adapters import add_lora
 from imprint.model.checks import choose_layout
-from imprint.model.rowmodel import nll
+from imprint.model.pairs import nll
+from imprint.model.rowmodel import RowModel
 from imprint.pack.row import Row, empty_row
 from imprint.pack.tree import build_rows
 from tiny import VOCAB, difference, gradients, random_turns, row_gradients, row_model, tiny_model
@@ -55,27 +59,12 @@ def test_chunks_change_neither_value_nor_gradient(chunk: int, monkeypatch: pytes
     rows = build_rows(random_turns(0), 10**6)
     assert rows[0].num_predictions > 30
     loss, wanted = row_gradients(model, rows)
-    monkeypatch.setattr(rowmodel, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "chunks", lambda states, *_: (-(-states // chunk), chunk))
     found_loss, found = row_gradients(model, rows)
     assert found_loss == pytest.approx(loss, rel=1e-14)
     assert difference(found, wanted) < 1e-14
     with torch.no_grad():
         assert model(rows[0]).shape == (rows[0].num_predictions,)
-
-
-def test_only_a_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = row_model(tiny_model("llama"))
-    sizes: list[int] = []
-
-    def counted(logits: Tensor, target: Tensor) -> Tensor:
-        sizes.append(len(target))
-        return nll(logits, target)
-
-    monkeypatch.setattr(rowmodel, "nll", counted)
-    monkeypatch.setattr(rowmodel, "CHUNK", 10)
-    model(plain_row(36)).sum().backward()
-    assert max(sizes) == 10
-    assert sum(sizes) == 2 * 35  # once forward, once more in the backward pass
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "phi"])
@@ -154,3 +143,97 @@ def test_a_model_with_adapters_uses_them() -> None:
             if "lora_B" in name:
                 parameter.fill_(0.1)
     assert not torch.allclose(rows_of(row), before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt2"])
+@pytest.mark.parametrize("tokens", [[], [5]])
+def test_frozen_matrices_are_held_in_the_compute_type(kind: str, tokens: list[int]) -> None:
+    """Autocast would round them so in each row: losses are equal, and what is looked up stays as it is."""
+    row = build_rows(random_turns(0), 10**6)[0]
+    losses = []
+    for held in (False, True):
+        base = tiny_model(kind, tie_word_embeddings=True)
+        model = row_model(
+            add_lora(base, rank=4, alpha=8, dropout=0.0, targets="attention", new_tokens=tokens, seed=1)
+        )
+        if held:
+            assert model.hold_frozen(torch.bfloat16) > 0
+            kinds = {name: p.dtype for name, p in model.named_parameters() if not p.requires_grad}
+            assert any(dtype == torch.bfloat16 for dtype in kinds.values())
+            for name, dtype in kinds.items():
+                if "embed" in name or "wte" in name or "norm" in name or "ln_" in name:
+                    assert dtype == torch.float32, name
+                elif "mlp" in name and name.endswith(("weight", "_proj")) and "gate.weight" not in name:
+                    assert dtype == torch.bfloat16, name
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses.append(model(row).detach())
+        ids = torch.tensor([[5, 6, 7]])
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, pad_token_id=0)
+    assert torch.equal(*losses)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is mapped")
+def test_the_file_of_the_weights_is_let_go(tmp_path: Path) -> None:
+    """One embedding in use would keep all pages of a mapped file resident, those of the matrices too."""
+    tiny_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = row_model(add_lora(base, rank=4, alpha=8, dropout=0.0, targets="attention", seed=1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    mapped = Path("/proc/self/maps")
+    assert str(file) in mapped.read_text()
+    model.hold_frozen(torch.bfloat16)
+    gc.collect()
+    assert str(file) not in mapped.read_text()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name].to(parameter.dtype)), name
+
+
+# ---- noise on embeddings (NEFTune)
+
+
+def noise_of(model: RowModel, row: Row) -> torch.Tensor:
+    """What is added to the embeddings [T, H] while a row is computed."""
+    seen: list[torch.Tensor] = []
+    layer = model.backbone.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    model(row)
+    hook.remove()
+    return seen[0][0] - model.base.get_input_embeddings().weight.detach()[row.tokens]
+
+
+def test_noise_goes_by_the_length_of_the_turn_and_not_of_the_row() -> None:
+    rows = build_rows(random_turns(0), 10**6, "packed", multiple=64)
+    model = row_model(tiny_model("llama")).train()
+    model.add_noise(5.0)
+    (row,) = rows
+    torch.manual_seed(1)
+    noise = noise_of(model, row)
+    start = 0
+    for end in sorted(set(row.end.tolist())):
+        length = end - start
+        limit = 5.0 / (length * 32) ** 0.5
+        most = float(noise[start:end].abs().max())
+        assert most <= limit * (1 + 1e-5)
+        assert most > 0.8 * limit or length < 3
+        start = end
+    assert start == row.num_tokens
+    assert abs(float(noise.mean())) < 0.05 * float(noise.abs().max())
+
+
+def test_noise_is_drawn_by_the_seed_and_in_training_only() -> None:
+    (row,) = build_rows(random_turns(0), 10**6, "packed")
+    model = row_model(tiny_model("llama"))
+    model.add_noise(5.0)
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model.train()(row).detach())
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+    plain = row_model(tiny_model("llama")).eval()(row)
+    assert torch.equal(model.eval()(row), plain)
+    assert not torch.equal(losses[0], plain)
+    with torch.no_grad():
+        model.train()
+        assert torch.equal(model.hidden(row), model.hidden(row))  # generation and the like: no row, no noise

@@ -123,6 +123,20 @@ def test_variables_are_what_an_option_can_set():
     assert not {"messages", "tools", "y"} & made(source).variables
 
 
+def test_a_name_that_the_template_sets_itself_is_no_option():
+    source = (
+        "{% set a = 1 %}{% set ns = namespace(k=2) %}{% for m in messages %}{% if a %}{% set c = x %}{% endif %}"
+        "{{ m.content }}{{ loop.index }}{{ ns.k }}{{ c }}{% if not a %}{{ raise_exception(m) }}{% endif %}{% endfor %}"
+    )
+    template = made(source)
+    assert {"x", "c"} <= template.variables  # c is set in one branch only: from outside in the other
+    assert not {"a", "m", "loop", "ns", "namespace", "raise_exception"} & template.variables
+    for name in ("a", "m", "loop", "ns"):
+        changed = template.with_options({name: "other"})
+        assert changed.render([{"content": "hi"}]) == template.render([{"content": "hi"}])
+    assert template.with_options({"x": "new"}).render([{"content": "hi"}]) == "hi12new"
+
+
 # ----------------------------------------------------------------------------- the saved template
 
 VALUES = [

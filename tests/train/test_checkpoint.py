@@ -9,49 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from imprint.distributed.mesh import Mesh
-from imprint.errors import RunError
-from imprint.model.adapters import add_lora
-from imprint.pack.tree import build_rows
+from imprint import disk
+from imprint.disk import is_valid, write_text
+from imprint.errors import RunError, RunFailed
 from imprint.train import checkpoint
 from imprint.train.checkpoint import (
     Counters,
-    is_valid,
+    checkpoints,
     latest_checkpoint,
     load_checkpoint,
     load_weights,
+    rotate,
     save_checkpoint,
-    write_text,
 )
-from imprint.train.optim import Schedule, adamw
-from imprint.train.step import TrainState, train_step
-from tiny import random_turns, row_model, tiny_model
-
-
-def make_state(lora: bool = False, seed: int = 0, **sizes: int) -> TrainState:
-    model = tiny_model("llama", seed=seed, **sizes)
-    if lora:
-        model = add_lora(model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
-    rows = row_model(model).train()
-    optimizer = adamw(rows, weight_decay=0.1, betas=(0.9, 0.99), epsilon=1e-8)
-    return TrainState(rows, optimizer, Schedule(1e-2, 20), Mesh())
-
-
-def step(state: TrainState, count: int = 1) -> list[float]:
-    rows = build_rows(random_turns(), 64)
-    return [train_step(state, rows).loss for _ in range(count)]
-
-
-def weights(state: TrainState) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(state.model).items()}
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def steps_in(folder: Path) -> list[int]:
-    return sorted(int(path.name[5:]) for path in folder.glob("step-*") if is_valid(path))
+from imprint.train.optim import adamw
+from imprint.train.step import TrainState
+from states import equal, make_state, step, steps_in, weights
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -92,24 +65,27 @@ def test_a_lora_checkpoint_holds_adapters_alone(tmp_path):
 def test_the_manifest_names_every_file(tmp_path):
     state = make_state()
     step(state)
-    path = save_checkpoint(tmp_path, state, Counters(), set())
+    path = save_checkpoint(tmp_path, state, Counters(), set(), {"run": "a"})
     manifest = json.loads((path / "manifest.json").read_text())
     files = {file.name for file in path.iterdir()} - {"manifest.json"}
-    assert files == set(manifest) == {"weights.safetensors", "optimizer.safetensors", "state.json"}
-    for name, facts in manifest.items():
-        assert facts == {
-            "bytes": (path / name).stat().st_size,
-            "sha256": checkpoint.file_hash(path / name),
-        }
+    assert files == set(manifest["files"]) == {"weights.safetensors", "optimizer.safetensors", "state.json"}
+    for name, facts in manifest["files"].items():
+        assert facts == {"bytes": (path / name).stat().st_size, "sha256": disk.file_hash(path / name)}
+    assert {key: manifest[key] for key in ("run", "step", "best_step")} == {
+        "run": "a",
+        "step": 1,
+        "best_step": 0,
+    }
 
 
 POINTS = [
     (checkpoint, "save_file", 1),
     (checkpoint, "save_file", 2),
+    (checkpoint, "safe_open", 2),
     (checkpoint, "seal", 1),
-    (checkpoint, "file_hash", 2),
-    *((checkpoint, "sync", call) for call in range(1, 6)),
-    (checkpoint.os, "replace", 1),
+    (disk, "file_hash", 2),
+    *((disk, "sync", call) for call in range(1, 6)),
+    (disk.os, "replace", 1),
     (checkpoint.json, "dumps", 1),
     (checkpoint.json, "dumps", 2),
     (Path, "write_text", 1),
@@ -145,13 +121,14 @@ def test_a_save_that_breaks_leaves_the_one_before(place, name, call, tmp_path, m
     assert equal(weights(other), before)
 
     save_checkpoint(tmp_path, state, Counters(tokens=3), set())  # and the next save cleans up
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
-    assert steps_in(tmp_path) == [3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+    assert steps_in(tmp_path) == [2, 3]
 
 
 def test_rotation_keeps_the_best_and_the_last(tmp_path):
     state = make_state()
-    for best, kept in [(1, [1]), (2, [2]), (2, [2, 3]), (2, [2, 4]), (5, [5])]:
+    # and the newest before both that is its own best: of [1, 2, 3, 4], 4 would need 2
+    for best, kept in [(1, [1]), (2, [1, 2]), (2, [1, 2, 3]), (2, [1, 2, 4]), (5, [2, 5])]:
         step(state)
         keep = {best}
         save_checkpoint(tmp_path, state, Counters(best_step=best), keep)
@@ -248,7 +225,7 @@ def test_text_is_replaced_in_one_move(tmp_path, monkeypatch):
         raise OSError("power")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", fails)
+        patch.setattr(disk.os, "replace", fails)
         with pytest.raises(OSError, match="power"):
             write_text(path, "two")
     assert path.read_text() == "one"
@@ -281,3 +258,115 @@ def test_every_file_may_be_read_by_those_who_may_read_the_others(tmp_path):
     step(state)
     path = save_checkpoint(tmp_path, state, Counters(), set())
     assert len({file.stat().st_mode for file in path.iterdir()}) == 1
+
+
+# ---- whose they are, and how new
+
+
+def test_rotation_is_its_own_runs_and_by_number(tmp_path):
+    """An old checkpoint-1000 of another run beside a new checkpoint-10 (transformers#25129): neither by name."""
+    mine, other = {"run": "mine"}, {"run": "other"}
+    state = make_state()
+    step(state)
+    state.step = 1000
+    save_checkpoint(tmp_path, state, Counters(), set(), other)
+    for number in (9, 10, 11):
+        state.step = number
+        path = save_checkpoint(tmp_path, state, Counters(), set(), mine)
+    assert steps_in(tmp_path) == [10, 11, 1000]
+    assert latest_checkpoint(tmp_path, about=mine) == path == tmp_path / "step-000011"
+    assert dict(checkpoints(tmp_path, mine))[tmp_path / "step-001000"] == "it belongs to another run"
+
+
+def test_what_another_run_left_is_moved_aside(tmp_path):
+    state = make_state()
+    step(state)
+    theirs = save_checkpoint(tmp_path, state, Counters(tokens=7), set(), {"run": "other"})
+    before = (theirs / "state.json").read_text()
+    save_checkpoint(tmp_path, state, Counters(tokens=8), set(), {"run": "mine"})
+    assert json.loads((theirs / "state.json").read_text())["counters"]["tokens"] == 8
+    assert (tmp_path / "step-000001.of-another-run-1" / "state.json").read_text() == before
+
+
+def test_the_manifest_says_how_new_one_is_not_the_name(tmp_path):
+    state = make_state()
+    for _ in range(2):
+        step(state)
+        save_checkpoint(tmp_path, state, Counters(), set())
+    (tmp_path / "step-000001").rename(tmp_path / "step-000099")
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-000002"
+
+
+def test_a_damaged_manifest_is_noticed(tmp_path):
+    """The step in it, not only the hashes: it decides what is kept."""
+    state = make_state()
+    step(state)
+    path = save_checkpoint(tmp_path, state, Counters(), set())
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace('"step": 1', '"step": 7'))
+    assert disk.fault_of(path) == "its manifest.json is missing or damaged"
+
+
+def test_one_that_is_damaged_is_named(tmp_path):
+    state = make_state()
+    step(state)
+    path = save_checkpoint(tmp_path, state, Counters(), set())
+    flip(path / "weights.safetensors")
+    assert disk.fault_of(path) == "weights.safetensors is damaged: it has another hash"
+    (path / "weights.safetensors").write_bytes(b"short")
+    assert "weights.safetensors has 5 bytes, not" in disk.fault_of(path)
+    (path / "weights.safetensors").unlink()
+    assert disk.fault_of(path) == "weights.safetensors is missing"
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """The run that made them keeps the checkpoint before, however often it would save."""
+    state = make_state()
+    step(state)
+    save_checkpoint(tmp_path, state, Counters(), set())
+    state.step = 2
+    with torch.no_grad():
+        next(iter(state.model.parameters())).view(-1)[3] = float("inf")
+    with pytest.raises(RunFailed, match="are not finite after step 2"):
+        save_checkpoint(tmp_path, state, Counters(), set())
+    assert steps_in(tmp_path) == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize("portion", [1, checkpoint.PORTION], ids=["tensor by tensor", "at once"])
+def test_what_the_disk_made_of_it_is_read_back(portion, tmp_path, monkeypatch):
+    """A disk that takes a byte and gives another: the old one stays, the new one gets no name."""
+    monkeypatch.setattr(checkpoint, "PORTION", portion)
+    state = make_state()
+    step(state)
+    save_checkpoint(tmp_path, state, Counters(), set())
+    step(state)
+    original = checkpoint.save_file
+
+    def spoils(tensors, file, **named):
+        original(tensors, file, **named)
+        flip(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", spoils)
+        with pytest.raises(OSError, match="what was read back is not what was written"):
+            save_checkpoint(tmp_path, state, Counters(), set())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_removed_one_is_never_half_of_one(tmp_path, monkeypatch):
+    """Killed while it is removed: what is left of it is no checkpoint."""
+    state = make_state()
+    for _ in range(3):
+        step(state)
+        state.step += 10
+        path = save_checkpoint(tmp_path, state, Counters(), {11, 22, 33})
+
+    def killed(path, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(tmp_path, 33, set(), {})
+    assert steps_in(tmp_path) == [22, 33]
+    assert latest_checkpoint(tmp_path) == path

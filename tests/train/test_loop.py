@@ -17,7 +17,8 @@ from imprint.distributed.mesh import Mesh
 from imprint.errors import Interrupted, RunFailed
 from imprint.pack.plan import Plan, share_out
 from imprint.train.checkpoint import Counters, latest_checkpoint
-from imprint.train.loop import Data, Outcome, Watch, seed_noise, stop_signals, train
+from imprint.train.data import Data
+from imprint.train.loop import Outcome, Watch, seed_noise, stop_signals, train
 from imprint.train.optim import Schedule, adamw
 from imprint.train.step import TrainState, evaluate
 from tiny import random_turns, row_model, tiny_model
@@ -151,6 +152,19 @@ def test_a_second_signal_ends_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_that_nobody_heeded_ends_what_follows():
+    received = []
+
+    def unheeded():
+        with stop_signals() as names:
+            os.kill(os.getpid(), signal.SIGINT)
+            received.extend(names)
+
+    with pytest.raises(KeyboardInterrupt):
+        unheeded()
+    assert received == ["Ctrl-C"]
+
+
 def test_beside_the_main_thread_signals_are_left_alone():
     found = []
 
@@ -246,7 +260,7 @@ def test_the_last_weights_are_served_where_asked_for(trained):
     run = trained(*FIRST, "final=last")
     (end,) = events_of(run, "end")
     assert (end["best_step"], end["model_step"], end["step"]) == (2, 8, 8)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000008"]
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-000006", "step-000008"}
     served = tensors(run / "model" / "model.safetensors")
     last = tensors(run / "checkpoints" / "step-000008" / "weights.safetensors")
     assert all(served[name].numpy().tobytes() == last[name].numpy().tobytes() for name in served)

@@ -81,6 +81,7 @@ class Ledger:
         self.pieces = Level()  # of replay alone: what is drawn at once
         self.files: dict[str, int] = {}
         self.warnings: dict[str, Tally] = {}
+        self.remarks: dict[str, Tally] = {}  # what is worth knowing, and no warning
         self.notes: list[str] = []  # on all of the data: what the template adds to it
         self.details: dict[str, str] = {}  # of a turn's reason: what was seen where it first happened
 
@@ -137,6 +138,12 @@ class Ledger:
         """Something that the user should know and that changes no count."""
         self.warnings.setdefault(warning, Tally()).add(place)
 
+    def tell(self, text: str, tally: Tally, *, warning: bool, detail: str) -> None:
+        """What was found in several places at once, a warning or a remark; `detail` is what to do about it."""
+        (self.warnings if warning else self.remarks)[text] = tally
+        if warning:
+            self.details[text] = detail
+
     def note(self, text: str) -> None:
         """Something that holds for all of the data, or a kind of it."""
         self.notes.append(text)
@@ -157,12 +164,8 @@ class Ledger:
             for name, level in self._levels()
             if level.total or name != "pieces"
         }
-        warnings = _tallies_to_json(self.warnings)
-        return (
-            levels
-            | {"files": self.files, "warnings": warnings, "details": self.details}
-            | {"notes": self.notes}
-        )
+        told = {"warnings": _tallies_to_json(self.warnings), "remarks": _tallies_to_json(self.remarks)}
+        return levels | {"files": self.files} | told | {"details": self.details, "notes": self.notes}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ledger:
@@ -174,6 +177,7 @@ class Ledger:
             level.total, level.kept = value[name]["total"], dict(value[name]["kept"])
             level.left = _tallies_from_json(value[name]["left"])
         ledger.files, ledger.warnings = dict(value["files"]), _tallies_from_json(value["warnings"])
+        ledger.remarks = _tallies_from_json(value.get("remarks", {}))
         ledger.details = dict(value["details"])
         ledger.notes = list(value["notes"])
         return ledger
@@ -198,8 +202,9 @@ class Ledger:
             for reason, tally in _by_count(level.left):
                 table.add_row(f"  {_left_word(name)}: {reason}", str(tally.count), tally.brief(names))
             table.add_section()
-        for warning, tally in _by_count(self.warnings):
-            table.add_row(f"warning: {warning}", str(tally.count), tally.brief(names))
+        for kind, told in (("warning", self.warnings), ("note", self.remarks)):
+            for text, tally in _by_count(told):
+                table.add_row(f"{kind}: {text}", str(tally.count), tally.brief(names))
         return Constrain(table, 80)
 
     def _in_files(self) -> str:

@@ -1,7 +1,7 @@
 """From the sources of a recipe to the conversations that are trained and held out.
 
 Rows are read, settled and written to a spool one by one; what stays in memory of a row are the
-eight bytes by which it is split.
+eight bytes by which it is split, and the eight by which copies of it are found.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from imprint.data.conversation import Conversation
 from imprint.data.formats import converter
 from imprint.data.gather import fingerprint, read
-from imprint.data.ledger import Ledger, Tally
+from imprint.data.ledger import PLACES, Ledger, Tally
 from imprint.data.locate import stamps_of
 from imprint.data.replies import has_adjacent_replies, merge_replies
 from imprint.data.split import has_trained, prompt_hash, split
@@ -26,7 +26,12 @@ from imprint.data.unused import Unused, format_of
 from imprint.errors import DataError
 from imprint.recipe import DataSource
 
-FACTS, TRAIN, VALIDATION = "loaded.json", "train.rows", "validation.rows"
+MOST_REPEATED = 0.01  # share of the conversations trained on; if more repeat another, that is warned of
+
+REPEATS = "a conversation repeats an earlier one"
+OVERLAPS = "a validation conversation is also trained on"
+
+FACTS, TRAIN, VALIDATION, PROMPTS = "loaded.json", "train.rows", "validation.rows", "prompts.hashes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +39,15 @@ class Loaded:
     """The conversations of a run, in the order of the files, and what identifies them.
 
     They lie on disk and are read one by one. `reasoning` is the share of those trained on in
-    which some reply has reasoning, apart or in tags.
+    which some reply has reasoning, apart or in tags. `prompts` has the `prompt_hash` of each row of
+    the spool, as an int64.
     """
 
     train: Part
     validation: Part
     fingerprint: str
     reasoning: float = 0.0
+    prompts: Sequence[int] = field(default=(), compare=False, repr=False)
 
 
 class Identity(NamedTuple):
@@ -86,7 +93,7 @@ def load(
     place = scratch.path if scratch else folder
     assert place is not None
     with SpoolWriter(place) as spool:
-        rows = _Rows(ledger, base, spool, consecutive_replies, _mark(validation, seed), seed)
+        rows = _Rows(ledger, base, spool, consecutive_replies, seed)
         for number, source in enumerate(data):
             rows.read(source, f"{key}.{number}")
         count = len(spool)
@@ -100,11 +107,12 @@ def load(
         _refuse_none(len(apart), held_out, "validation", ledger)
     elif validation:
         assert isinstance(validation, float)
-        train, apart = split(rows.marks, validation)
+        train, apart = split(rows.prompts, validation)
     if _stamps([*data, *held_out], base) != identity.stamps:
         _refuse_changed(identity, data, held_out, base)
     write_numbers(place / TRAIN, train)
     write_numbers(place / VALIDATION, apart)
+    write_numbers(place / PROMPTS, array("q", rows.prompts.tobytes()))
     settings = [consecutive_replies, None if held_out or not validation else [validation, seed]]
     drawn = [seed] if any(source.share < 1 for source in (*data, *held_out)) else []
     _write_facts(place, rows, train, [identity.parts, settings, *drawn])
@@ -113,9 +121,8 @@ def load(
     loaded = reopen(place, keep=scratch)
     ledger.keep("train", len(train))
     ledger.keep("validation", len(apart))
-    if held_out:
-        _warn_of_copies(loaded, rows.marks, ledger)
-    elif validation and not apart:
+    _tell_copies(loaded, rows.contents, ledger)
+    if validation and not apart:
         ledger.warn("nothing is held out: all prompts are equal", loaded.train[0].source)
     return loaded
 
@@ -135,14 +142,7 @@ def reopen(folder: Path, renamed: Mapping[str, str] | None = None, keep: object 
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     spool = Spool(folder, [(renamed or {}).get(name, name) for name in facts["names"]], keep)
     train, validation = (Part(spool, Numbers(folder / name)) for name in (TRAIN, VALIDATION))
-    return Loaded(train, validation, facts["fingerprint"], facts["reasoning"])
-
-
-def _mark(validation: float | DataSource, seed: int) -> Callable[[Conversation], int]:
-    """The 64 bits that are kept of each conversation: of its prompt for the split, or of all that it says."""
-    if isinstance(validation, DataSource):
-        return _content_hash
-    return (lambda conversation: prompt_hash(conversation, seed)) if validation else (lambda _: 0)
+    return Loaded(train, validation, facts["fingerprint"], facts["reasoning"], Numbers(folder / PROMPTS))
 
 
 class _Rows:
@@ -154,15 +154,15 @@ class _Rows:
         base: Path | None,
         spool: SpoolWriter,
         consecutive_replies: str,
-        mark: Callable[[Conversation], int],
         seed: int,
     ):
         self.ledger, self.base, self.spool = ledger, base, spool
-        self.consecutive_replies, self.mark, self.seed = consecutive_replies, mark, seed
+        self.consecutive_replies, self.seed = consecutive_replies, seed
         self.first: DataError | None = None
         self.bad: dict[str, Tally] = {}
         self.unused = Unused()
-        self.marks = array("Q")
+        self.prompts = array("Q")  # a hash of each one's prompt
+        self.contents = array("Q")  # and of all that it says
         self.reasoning = bytearray()  # 1 where a reply has reasoning
 
     def read(self, source: DataSource, key: str) -> None:
@@ -193,7 +193,8 @@ class _Rows:
             self.ledger.leave_out(conversation.source, settled)
             return
         self.spool.add(settled)
-        self.marks.append(self.mark(settled))
+        self.prompts.append(prompt_hash(settled, self.seed))
+        self.contents.append(_content_hash(settled))
         self.reasoning.append(any(m.role == "assistant" and m.thought[0] for m in settled.messages))
 
 
@@ -252,14 +253,35 @@ def _refuse_changed(
         )
 
 
-def _warn_of_copies(loaded: Loaded, marks: Sequence[int], ledger: Ledger) -> None:
-    """Warn of validation conversations that are trained on too: their loss says little."""
-    count = len(loaded.train)
-    held_out = set(marks[count:])
-    copied = held_out.intersection(marks[row] for row in range(count))
-    for row in range(count, len(marks)):
-        if marks[row] in copied:
-            ledger.warn("a validation conversation is also trained on", loaded.validation[row - count].source)
+def _tell_copies(loaded: Loaded, contents: array[int], ledger: Ledger) -> None:
+    """Tell of conversations that come twice: among those trained on, and of validation among those."""
+    trained: set[int] = set()
+    again = []
+    for number, row in enumerate(loaded.train.rows):
+        if contents[row] in trained:
+            again.append(number)
+        trained.add(contents[row])
+    both = [number for number, row in enumerate(loaded.validation.rows) if contents[row] in trained]
+    if again:
+        ledger.tell(
+            REPEATS,
+            _tally(loaded.train, again),
+            warning=len(again) > MOST_REPEATED * len(loaded.train),
+            detail="each is trained as often as it stands there: keep one of each, or leave it if you mean it; "
+            "`imprint data check` says which repeats which",
+        )
+    if both:
+        ledger.tell(
+            OVERLAPS,
+            _tally(loaded.validation, both),
+            warning=True,
+            detail="what was trained on says little of what was learned: remove these rows from one of the two",
+        )
+
+
+def _tally(part: Part, rows: Sequence[int]) -> Tally:
+    """How many rows of a part, and where the first of them stand."""
+    return Tally(len(rows), list(dict.fromkeys(part[row].source for row in rows[:PLACES])))
 
 
 def _content_hash(conversation: Conversation) -> int:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from imprint.data.open import ACCEPTED, KINDS, PIPED, stem_suffix
-from imprint.data.spool import Scratch
-from imprint.data.text import CHUNK
+from imprint.data.open import ACCEPTED, KINDS, stem_suffix
+from imprint.data.piped import standard_input
 from imprint.errors import DataError, nearest
 from imprint.recipe import DataSource
 
@@ -77,6 +74,14 @@ def _locate(given: str, base: Path | None) -> Located | None:
     path = (base or Path()) / Path(os.path.expanduser(given))
     if path.is_file():
         return Located([File(path, given, "")], [])
+    if path.exists() and not path.is_dir():
+        raise DataError(
+            "the data is a pipe or a device, not a file",
+            where=given,
+            found="nothing that can be read twice, or that need come to an end",
+            expected="a file, a folder, a glob, - for standard input, or a hub id",
+            fix="pipe it in, where it is kept until this process ends: COMMAND | imprint … data=-",
+        )
     if path.is_dir():
         if any((path / name).is_file() for name in SAVED):
             return Located([File(path, given, "")], [], saved=True)
@@ -259,39 +264,3 @@ def _refuse_url(given: str) -> None:
         expected="a file, a folder, a glob, - for standard input, or a hub id",
         fix=fix,
     )
-
-
-@functools.cache
-def _spooled() -> tuple[Scratch, Path]:
-    scratch = Scratch()
-    path = scratch.path / f"standard-input{PIPED}"
-    with path.open("wb") as file:
-        for block in _blocks():
-            file.write(block)
-    return scratch, path
-
-
-def _blocks() -> Iterator[bytes]:
-    stream = getattr(sys.stdin, "buffer", None)
-    while stream is not None and (block := stream.read(CHUNK)):
-        yield block
-
-
-def standard_input() -> Path:
-    """Standard input as a file: it can be read once only, so it is kept until this process ends."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DataError(
-            "standard input reaches one process, and this run has several",
-            where="data=-",
-            fix="write the rows into a file: cat > rows.jsonl, and give data=rows.jsonl",
-        )
-    waits = sys.stdin is None or sys.stdin.isatty()
-    if waits or not _spooled()[1].stat().st_size:
-        raise DataError(
-            "nothing comes in on standard input",
-            where="data=-",
-            found="a terminal" if waits else "0 bytes",
-            expected="JSON lines or a table; to resume a run, the same that it began with",
-            fix="pipe them in: COMMAND < rows.jsonl",
-        )
-    return _spooled()[1]

@@ -21,7 +21,7 @@ from imprint.show import shown_turns
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from imprint.run import Result
+    from imprint.result import Result
 
 WIDTH = 80
 QUESTIONS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ class Mesh:
         """Whether the flag is set on any process."""
         return bool(self.sum(torch.tensor(float(flag))) > 0)
 
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Which of the flags are set on any process; they are sent together."""
+        return [bool(count) for count in self.sum(torch.tensor(list(map(float, flags)))).tolist()]
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
@@ -57,7 +62,8 @@ def start_mesh(device: str) -> Mesh:
     if device == "cuda":
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # the main process may wait for room on a full disk, while the others wait for it
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return Mesh(rank, size, where)
 
 

@@ -26,7 +26,7 @@ def shard(model: nn.Module, mesh: Mesh) -> nn.Module:
             for layer in module:
                 fully_shard(layer, mesh=devices)
     fully_shard(model, mesh=devices)
-    for method in ("generate", "hidden"):
+    for method in ("generate", "hidden", "logprobs"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     return model
@@ -48,6 +48,11 @@ def reshard(model: nn.Module) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def copy_whole(target: Tensor, value: Tensor) -> None:

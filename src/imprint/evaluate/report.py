@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from markupsafe import Markup
 
 from imprint import meaning, schema
 from imprint.data.ledger import Ledger, Tally
+from imprint.disk import write_text
 from imprint.evaluate import curves
 from imprint.evaluate.marks import read_marks
+from imprint.evaluate.proofs import read_proofs
 from imprint.evaluate.story import Fields, Story, number
 from imprint.layers import default_origin
 from imprint.recipe import Recipe
@@ -89,6 +90,7 @@ def write_report(run: Path) -> Path:
         title=f"{story.model} on {story.data}",
         questions=questions,
         exam=read_marks(run),
+        proofs=read_proofs(run),
         sampled_steps=steps,
         shown_step=story.kept if story.kept in steps else max(steps, default=0),
         levels=levels(ledger) if ledger else [],
@@ -108,9 +110,7 @@ def write_report(run: Path) -> Path:
         environment=_environment_facts(story.start),
     )  # fmt: skip
     path = run / "report.html"
-    aside = run / "report.html.new"
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, page)
     return path
 
 

@@ -107,8 +107,19 @@ class Story:
         """`Every weight of m was trained on d: 1,200 conversations, 60 more held out.`"""
         if self.recipe is None:
             return ""
-        if self.recipe.method == "lora":
-            how = f"Low-rank adapters (rank {self.recipe.lora.rank}) on {self.model} were trained"
+        lora = self.recipe.lora
+        if self.recipe.method != "full":
+            kinds = {"rsLoRA": lora.scaling == "rslora", "DoRA": lora.dora, "PiSSA": lora.init == "pissa"}
+            kind = "".join(f", {name}" for name, on in kinds.items() if on)
+            four = (
+                f", held in four bits ({self.recipe.quantization.type}),"
+                if self.recipe.method == "qlora"
+                else ""
+            )
+            how = f"Low-rank adapters (rank {lora.rank}{kind}) on {self.model}{four} were trained"
+        elif self.recipe.freeze or self.recipe.train_only:
+            part, whole = (self.start.get(key) or 0 for key in ("num_trainable", "num_parameters"))
+            how = f"{part:,} of the {whole:,} weights of {self.model} were trained"
         else:
             how = f"Every weight of {self.model} was trained"
         kept = self.ledger.conversations.kept if self.ledger else {}
@@ -118,6 +129,20 @@ class Story:
             if kept.get("validation"):
                 extent += f", and {kept['validation']:,} held out to measure"
         return f"{how} on {self.data}{extent}."
+
+    @property
+    def objective(self) -> str:
+        """What training minimised, where that is not what validation measures; else empty."""
+        if self.recipe is None:
+            return ""
+        recipe, parts = self.recipe, []
+        if recipe.loss != "nll":
+            parts.append(f"of {recipe.loss}")
+        if recipe.label_smoothing:
+            parts.append(f"with label smoothing {recipe.label_smoothing:g}")
+        if recipe.z_loss:
+            parts.append(f"with z-loss {recipe.z_loss:g}")
+        return ", ".join(parts)
 
     def outcome(self) -> str:
         """What the run changed, in one plain sentence."""
@@ -265,9 +290,14 @@ def _happened(event: Fields) -> str:
             return f"Resumed after step {event['step']:,}."
         case "interrupted":
             return f"Interrupted at step {event['step']:,}."
+        case "not_finite":
+            done = "the update was left out" if event.get("skipped") else "stopped before the update"
+            return f"The loss or its gradient was not finite at step {event['step']:,}: {done}; " + "; ".join(
+                event.get("rows", [])[:4]
+            )
         case "early_stop":
             return f"Stopped early at step {event['step']:,}: {event.get('reason', '')}."
-        case "note":
+        case "note" | "export":
             return str(event.get("text", ""))
         case "end":
             return f"Ended at step {event['step']:,}" + (

@@ -1,4 +1,4 @@
-"""LoRA through PEFT."""
+"""LoRA and its kin (rsLoRA, DoRA, PiSSA) through PEFT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from imprint.errors import ModelError, nearest
 
@@ -23,15 +23,22 @@ def add_lora(
     targets: str | list[str],
     new_tokens: Sequence[int] = (),
     seed: int = 0,
+    scaling: str = "alpha/rank",
+    dora: bool = False,
+    init: str = "zero",
 ) -> PeftModel:
     """`model` with low-rank adapters; everything else is frozen, but the embeddings of `new_tokens`.
 
-    targets: `all-linear` (all but the head), `attention`, or names of modules.
+    targets: `all-linear` (all but the head), `attention`, or names of modules. With init `pissa` the
+    adapted matrices of `model` lose what the adapters begin with; see `for_original_base`.
     """
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
+        use_rslora=scaling == "rslora",
+        use_dora=dora,
+        init_lora_weights=PISSA if init == "pissa" else True,  # type: ignore[arg-type]
         target_modules=_targets(model, targets),
         task_type="CAUSAL_LM",
         bias="none",
@@ -50,7 +57,49 @@ def add_lora(
                 fix="name other layers in lora.targets, or train in full (method=full)",
             ) from error
     assert isinstance(adapted, PeftModel)
+    if init == "pissa":
+        factors: Any = first_factors(adapted, rank)
+        adapted.imprint_first_factors = factors
     return adapted
+
+
+def first_factors(model: PeftModel, rank: int) -> dict[str, Tensor]:
+    """What PiSSA's adapters began with, by parameter; ModelError where a matrix is smaller than the rank."""
+    factors = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if _is_factor(name)}
+    for name, value in factors.items():
+        if rank not in value.shape:
+            raise ModelError(
+                "lora.rank is larger than a matrix that PiSSA should take apart",
+                where=name.split(".lora_")[0].removeprefix("base_model.model."),
+                found=f"{min(value.shape)} directions",
+                expected=f"at least lora.rank, {rank}",
+                fix=f"lora.rank={min(value.shape)}, lora.init=zero, or leave this layer out of lora.targets",
+            )
+    return factors
+
+
+def _is_factor(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def for_original_base(
+    tensors: dict[str, Tensor], config: dict[str, Any], first: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """PiSSA's adapter as a plain one of the original base: (tensors, adapter_config) with twice the rank.
+
+    The run trained W - s·B₀A₀ + s·BA, where s is the scale and the first two terms are frozen. On W that
+    is s·[B, -B₀]·[A; A₀] (arXiv 2404.02948, appendix C). Twice the rank divides the scale: alpha makes up for it.
+    """
+    converted = dict(tensors)
+    for name, began in first.items():
+        ours = tensors[name]
+        if ".lora_A." in name:
+            converted[name] = torch.cat([ours, began.to(ours)], 0)
+        else:
+            converted[name] = torch.cat([ours, -began.to(ours)], 1)
+    factor = 2**0.5 if config["use_rslora"] else 2
+    changed = {"r": 2 * config["r"], "lora_alpha": factor * config["lora_alpha"], "init_lora_weights": True}
+    return converted, config | changed
 
 
 def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
@@ -94,12 +143,19 @@ def adapted_layers(model: PeftModel) -> str:
     adapted: Counter[str] = Counter()
     bare: Counter[str] = Counter()
     for name, module in model.named_modules():
-        leaf = name.rpartition(".")[2]
+        leaf = name.removesuffix(".base_layer").rpartition(".")[2]  # PEFT's name for what it wraps
         if hasattr(module, "lora_A"):
             adapted[leaf] += 1
         elif _adaptable(module) and module is not head and not _part_of_adapter(name):
             bare[leaf] += 1
-    text = "adapters on " + _counted(adapted)
+    settings: Any = next(iter(model.peft_config.values()))
+    kinds = {
+        "rsLoRA": settings.use_rslora,
+        "DoRA": settings.use_dora,
+        "PiSSA": settings.init_lora_weights == PISSA,
+    }
+    kind = "".join(f" ({name})" for name, on in kinds.items() if on)
+    text = f"adapters{kind} on {_counted(adapted)}"
     return text + (f"; none on {_counted(bare)}" if bare else "")
 
 
@@ -109,6 +165,11 @@ def _part_of_adapter(name: str) -> bool:
 
 def _counted(names: Counter[str]) -> str:
     return ", ".join(f"{name} × {count}" for name, count in names.items())
+
+
+# Halko's randomised decomposition, drawn by the seed: of a 4096 × 4096 matrix it takes seconds, the whole one a
+# minute. What it misses stays in the frozen rest, so nothing is lost.
+PISSA = "pissa_niter_16"
 
 
 def _adaptable(module: nn.Module) -> bool:

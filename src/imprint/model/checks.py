@@ -5,15 +5,19 @@ A model that fails a check is not refused: it is trained in a simpler layout, an
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from imprint.model.attention import generating, own_attention
-from imprint.model.rowmodel import RowModel, nll
+from imprint.model.pairs import nll
+from imprint.model.ropes import sides_of
+from imprint.model.rowmodel import RowModel
+from imprint.model.shrink import far_limits, shrunk
 from imprint.pack.row import Row
 
 Layout = Literal["shared", "packed", "separate"]
@@ -22,6 +26,11 @@ Layout = Literal["shared", "packed", "separate"]
 # a wrong position by more (tests/model/test_checks.py).
 LEAK = 1e-5
 TOLERANCE = 1e-3
+
+# Tokens of the longest turn of a probe; what only bites beyond that is tried with windows shrunk to SMALL.
+PROBE = 512
+SMALL_PROBE, SMALL = 96, 24
+LOUD = 30.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def choose_layout(model: RowModel, wanted: str, longest: int, vocab: int) -> tup
     try:
         findings = [] if wanted == "separate" else [check_ropes(model, longest), isolation(model, vocab)]
         if all(finding.passed for finding in findings) and wanted != "separate":
-            findings.append(position(model, vocab, min(longest, 512)))
+            findings.append(position(model, vocab, longest))
         passed = bool(findings) and all(finding.passed for finding in findings)
         layout: Layout = "separate" if not passed else "packed" if wanted == "packed" else "shared"
         model.follows_end = layout != "separate"
@@ -85,8 +94,39 @@ def isolation(model: RowModel, vocab: int) -> Finding:
 
 
 def position(model: RowModel, vocab: int, longest: int) -> Finding:
-    """A short and a long turn behind one prompt: packed and shared equal separate, in float32."""
-    long = max(8, longest - 9)
+    """A short and a long turn behind one prompt: packed and shared equal separate, in float32.
+
+    The probe is as long as the longest turn, or PROBE tokens. Windows, chunks and the limit of longrope
+    that turns reach but the probe does not are then tried on the same weights, shrunk until they bite.
+    """
+    sides = sides_of(model.base)
+    size = min(longest, PROBE, sides.limit if sides else longest)
+    worst = _rows_against_turns(model, vocab, size)
+    detail = f"rows equal separate turns to {worst:.1e} (relative, at most {TOLERANCE:.0e})"
+    if not worst <= TOLERANCE:
+        return Finding("position", False, detail)
+    for limit in far_limits(model.base, size, longest):
+        small, probe = min(SMALL, limit.value // 2), min(longest, SMALL_PROBE)
+        plain = _probe_row(vocab, prompt=min(probe, limit.value), replies=(), alone=0)[0]
+        before = _alone(model, plain)
+        with shrunk(limit, 8 if limit.is_rope else small):
+            bites = _difference(_alone(model, plain), before) > LEAK
+            worst = _rows_against_turns(model, vocab, probe)
+        if not worst <= TOLERANCE:
+            detail = f"beyond {limit.name} {limit.value:,}, tried as {small}, rows differ by {worst:.1e}"
+            return Finding("position", False, detail)
+        detail += (
+            f"; also beyond {limit.name} {limit.value:,}, shrunk for the probe ({worst:.1e})"
+            if bites
+            else f"; {limit.name} {limit.value:,} has no effect on this model when it is shrunk: "
+            f"what it does beyond {size:,} tokens was not tried"
+        )
+    return Finding("position", True, detail)
+
+
+def _rows_against_turns(model: RowModel, vocab: int, size: int) -> float:
+    """How far the states of a row are from those of its turns one by one, the longest of `size` tokens."""
+    long = max(8, size - 9)
     tokens, end = _probe_row(vocab, prompt=9, replies=(6, long), alone=max(4, long // 2))
     hidden = _hidden(model, tokens, end)
     start, worst = 9, 0.0
@@ -94,18 +134,19 @@ def position(model: RowModel, vocab: int, longest: int) -> Finding:
         path = torch.cat([torch.arange(9), torch.arange(start, start + length)])
         worst = max(worst, _difference(hidden[path], _alone(model, tokens[path])))
         start += length
-    worst = max(worst, _difference(hidden[start:], _alone(model, tokens[start:])))
-    detail = f"rows equal separate turns to {worst:.1e} (relative, at most {TOLERANCE:.0e})"
-    return Finding("position", worst <= TOLERANCE, detail)
+    return max(worst, _difference(hidden[start:], _alone(model, tokens[start:])))
 
 
 def head(model: RowModel, vocab: int) -> Finding:
-    """The logits that the loss uses are those of the model's own forward."""
+    """The logits that the loss uses are those of the model's own forward.
+
+    Both are made loud, so that a soft cap shows that ordinary logits hardly reach.
+    """
     tokens, _ = _probe_row(vocab, prompt=12, replies=(), alone=0)
     row = _plain_row(tokens)
     target = tokens.roll(-1)
     probe = Row(row.tokens, row.end, torch.arange(12), target, torch.ones(12)).to(_device(model))
-    with suppress(TypeError, AttributeError):
+    with suppress(TypeError, AttributeError), _louder(model):
         ours = nll(model.logits(model.hidden(probe)[0]), probe.target)
         own = model.base(**model._inputs(probe)).logits[0]
         worst = _difference(ours, nll(own, probe.target))
@@ -115,25 +156,22 @@ def head(model: RowModel, vocab: int) -> Finding:
 
 
 def check_ropes(model: RowModel, longest: int) -> Finding:
-    """Rotary scaling that looks at the longest position of a batch must not see several turns at once."""
+    """Positions mean the same whatever else lies in the row, or which turns must be kept apart for that."""
     config = model.base.config.get_text_config()
     if getattr(config, "attn_temperature_tuning", False):  # llama4, by the index in the row
         return Finding(
             "rotary", False, "this family scales attention by the place in the row, not in the turn"
         )
-    ropes: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    nested = [rope for rope in ropes.values() if isinstance(rope, dict)] if isinstance(ropes, dict) else []
-    for rope in nested or [ropes]:
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        limit = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        limit = limit or getattr(config, "max_position_embeddings", None)
-        if kind in ("dynamic", "longrope") and limit is not None and longest > limit:
-            return Finding(
-                "rotary", False, f"{kind} scaling changes beyond {limit} positions; turns reach {longest}"
-            )
-    return Finding("rotary", True, "positions mean the same in every row")
+    sides = sides_of(model.base)
+    if sides is None or longest - 1 <= sides.limit:
+        return Finding("rotary", True, "positions mean the same in every row")
+    beyond = "each longer one has a row of its own" if sides.alone else "and longer ones share other rows"
+    return Finding(
+        "rotary",
+        True,
+        f"rotary scaling looks at the longest turn of a row: turns of up to {sides.limit:,} tokens share rows, "
+        f"{beyond}",
+    )
 
 
 def _probe_row(vocab: int, prompt: int, replies: tuple[int, ...], alone: int) -> tuple[Tensor, Tensor]:
@@ -146,6 +184,16 @@ def _probe_row(vocab: int, prompt: int, replies: tuple[int, ...], alone: int) ->
         start += length
         ends += [start] * length
     return tokens, torch.tensor(ends + [size + alone] * alone)
+
+
+@contextmanager
+def _louder(model: RowModel) -> Iterator[None]:
+    """Inside this block what the output matrix gives is multiplied by LOUD."""
+    hook = model.base.get_output_embeddings().register_forward_hook(lambda _, __, out: out * LOUD)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _plain_row(tokens: Tensor) -> Row:

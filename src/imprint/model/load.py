@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from imprint.errors import ModelError
 from imprint.model.attention import NAMES
+from imprint.model.quantize import Quantized, loading_options, settle_layers
 from imprint.model_facts import may_be_hub_id, no_folder
 
 disable_progress_bar()  # a run has its own display
 
-_SAMPLE = 1 << 20  # bytes read from each end of a large weight file for its fingerprint
+CPU = torch.device("cpu")
 
 
 def find_model(model: str, revision: str | None = None) -> Path:
@@ -90,12 +90,22 @@ def refuse_remote_code(folder: Path, allowed: bool) -> None:
         )
 
 
-def read_weights(folder: Path, dropout: float, trust_remote_code: bool) -> Any:
-    """The model of a folder, whole, in float32; ModelError where anything of it is missing."""
+def read_weights(
+    folder: Path,
+    dropout: float,
+    trust_remote_code: bool,
+    quantized: Quantized | None = None,
+    device: torch.device = CPU,
+) -> Any:
+    """The model of a folder, whole, in float32; ModelError where anything of it is missing.
+
+    With `quantized`, its linear layers are in four bits, made as they are read, on `device`.
+    """
     try:
         refuse_remote_code(folder, trust_remote_code)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         num_rates = set_dropout(config, dropout)
+        options = {} if quantized is None else loading_options(quantized, config, device)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -103,6 +113,7 @@ def read_weights(folder: Path, dropout: float, trust_remote_code: bool) -> Any:
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
@@ -128,6 +139,7 @@ def read_weights(folder: Path, dropout: float, trust_remote_code: bool) -> Any:
             expected="a tensor for each parameter of its architecture",
             fix="download or convert the model again",
         )
+    settle_layers(model)
     return model
 
 
@@ -137,15 +149,18 @@ def load_model(
     num_tokens: int = 0,
     grow: bool = False,
     dropout: float = 0.0,
-    attention: str = "segments",
+    attention: str = "tiles",
     trust_remote_code: bool = False,
+    quantized: Quantized | None = None,
+    device: torch.device = CPU,
 ) -> nn.Module:
     """The causal language model of a folder, in float32 on the CPU, ready to be trained on rows.
 
     `num_tokens` embeddings are needed; where the model has fewer, they are added if `grow`
     (as the mean of the others, so that a new token starts as an average one), else ModelError.
+    With `quantized`, its linear layers are held in four bits, and it is on `device`.
     """
-    model = read_weights(folder, dropout, trust_remote_code)
+    model = read_weights(folder, dropout, trust_remote_code, quantized, device)
     rows = model.get_input_embeddings().weight.shape[0]
     if num_tokens > rows:
         if not grow:
@@ -194,7 +209,7 @@ def set_dropout(config: Any, dropout: float) -> int:
             elif ("dropout" in key or key.endswith("pdrop")) and not key.startswith(
                 ("classifier", "summary")
             ):
-                setattr(part, key, dropout)
+                setattr(part, key, dropout or type(value)(0))  # mpt's are ints: 0.0 is refused
                 count += 1
     return count
 
@@ -208,19 +223,3 @@ def set_stops(model: Any, stop_ids: Sequence[int], pad_id: int | None) -> None:
     for config in (model.config, model.config.get_text_config()):
         config.eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
     model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad, do_sample=False)
-
-
-def model_fingerprint(folder: Path) -> str:
-    """A hash of a model folder: small files whole, weights by size and both ends."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".json", ".safetensors", ".jinja", ".model"):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            if size > _SAMPLE:
-                file.seek(max(_SAMPLE, size - _SAMPLE))
-                digest.update(file.read())
-    return digest.hexdigest()

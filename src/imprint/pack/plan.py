@@ -1,10 +1,9 @@
-"""The plan: which conversations make up a step, and how their turns are laid into rows."""
+"""The plan: which conversations make up a step."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -12,11 +11,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from imprint.pack.ranks import share_out as share_out
 from imprint.pack.replay import Replay
-from imprint.pack.row import Row, empty_row
 from imprint.pack.shuffle import shuffled
-from imprint.pack.tree import build_rows
-from imprint.render.turns import Turn
+from imprint.pack.together import Groups, grouped
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Plan:
 
     So the state of the data is two integers, and packing can never change a batch. A step has
     `batch_size` places; those that are not `replay`'s hold the conversations of the epoch in its order,
-    and the step in which an epoch ends holds what is left of it.
+    and the step in which an epoch ends holds what is left of it. With `groups`, those of a group follow
+    one another in that order: a group for which a step has not enough places left goes on in the next.
     """
 
     num_conversations: int
@@ -35,6 +34,7 @@ class Plan:
     fingerprint: str
     max_steps: int | None = None
     replay: Replay | None = None
+    groups: Groups | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,7 +52,8 @@ class Plan:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """All conversations in the order of this epoch (from 0)."""
-        return shuffled(self.num_conversations, f"{self.fingerprint}/{self.seed}/{epoch}")
+        key = f"{self.fingerprint}/{self.seed}/{epoch}"
+        return grouped(self.groups, key) if self.groups else shuffled(self.num_conversations, key)
 
     def conversations(self, step: int) -> list[int]:
         """The conversations of a step (from 0), without its replay. An epoch's last step holds what is left."""
@@ -107,25 +108,3 @@ class Plan:
         while self._first_steps[-1] <= step:
             self._first_step(len(self._first_steps))
         return bisect_right(self._first_steps, step) - 1
-
-
-def share_out(turns: Sequence[Turn], budget: int, num_ranks: int, layout: str = "shared") -> list[list[Row]]:
-    """The rows of one step for each rank: equally many each, balanced by their tokens.
-
-    The budget is lowered where there would be fewer rows than ranks; empty rows fill up.
-    """
-    if num_ranks > 1:
-        total = sum(row.num_tokens for row in build_rows(turns, budget, layout))
-        budget = min(budget, max(1, math.ceil(total / num_ranks)))
-    rows = build_rows(turns, budget, layout)
-    if num_ranks == 1:
-        return [rows or [empty_row()]]
-    rows.sort(key=lambda row: row.num_tokens, reverse=True)  # stable: equal on every rank
-    ranks: list[list[Row]] = [[] for _ in range(num_ranks)]
-    most = max(1, math.ceil(len(rows) / num_ranks))
-    for row in rows:
-        free = [rank for rank in ranks if len(rank) < most]
-        min(free, key=lambda rank: sum(r.num_tokens for r in rank)).append(row)
-    for rank in ranks:
-        rank += [empty_row() for _ in range(most - len(rank))]
-    return ranks

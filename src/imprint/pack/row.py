@@ -12,6 +12,8 @@ from torch import Tensor
 class Row:
     """Turns laid end to end as a prefix tree: T tokens, P predictions.
 
+    Behind the turns there may be padding: tokens that nothing is predicted from, with end[j] = j + 1.
+
     tokens  int64   [T]
     end     int64   [T]  first index that no longer sees this token
     source  int64   [P]  where a prediction is made; may repeat
@@ -32,11 +34,26 @@ class Row:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that are computed, padding among them."""
         return len(self.tokens)
 
     @property
     def num_predictions(self) -> int:
         return len(self.source)
+
+    @property
+    def is_padding(self) -> Tensor:
+        """bool [T]: which tokens only fill the row up: nobody else sees them, and they predict nothing.
+
+        Of a turn that cannot be: its last token laid is a source.
+        """
+        padding = self.end == torch.arange(1, len(self.end) + 1, device=self.end.device)
+        padding[self.source] = False
+        return padding
+
+    @property
+    def num_padding(self) -> int:
+        return int(self.is_padding.sum())
 
     def to(self, device: torch.device) -> Row:
         return Row(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))

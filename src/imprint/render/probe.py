@@ -57,14 +57,14 @@ def stop_of_calls(template: Template, encoder: Encoder) -> str | None:
     """The token that ends a reply with tool calls: another one than elsewhere in Harmony (`<|call|>`)."""
     template = template.for_tools(PROBE_TOOLS)
     reply = Message("assistant", "", tool_calls=(_call({}),))
-    completion = _completion(template, encoder, reply, PROBE_TOOLS)
+    completion = completion_of(template, encoder, reply, PROBE_TOOLS)
     if completion is None:
         return None
     spans = encoder.added_spans(completion)
     return completion[slice(*spans[-1])] if spans else None
 
 
-def _completion(template: Template, encoder: Encoder, reply: Message, tools: Any = ()) -> str | None:
+def completion_of(template: Template, encoder: Encoder, reply: Message, tools: Any = ()) -> str | None:
     """What a model would have to write for `reply`; None where the template has no exact form for it."""
     messages = template.inputs([Message("user", _QUESTION), reply])
     try:
@@ -85,7 +85,7 @@ def choose_switch(template: Template, encoder: Encoder, reasoning: float) -> tup
     """
     wanted = reasoning >= 0.5
     reply = Message("assistant", _ANSWER, reasoning=_REASONING if wanted else None)
-    fits = _completion(template, encoder, reply) is not None
+    fits = completion_of(template, encoder, reply) is not None
     if (fits and wanted) or not (wanted or _leaves_thought_open(template)):
         return template, ""
     data = (
@@ -97,7 +97,7 @@ def choose_switch(template: Template, encoder: Encoder, reasoning: float) -> tup
         if key in template.options or key not in template.variables:
             continue
         other = template.with_options({key: wanted})
-        if _completion(other, encoder, reply) is not None:
+        if completion_of(other, encoder, reply) is not None:
             value = str(wanted).lower()
             return other, (
                 f"{default} and {data}: {key}={value} is set, "

@@ -123,6 +123,16 @@ def prepare_rendering(
     return Rendering(made, encoder, tuple(dict.fromkeys([*first, *others])), tuple(added), tuple(notes))
 
 
+def as_saved(rendering: Rendering) -> Rendering:
+    """The rendering as a server has it, which sees no data: every switch at the template's own default.
+
+    What a run has chosen is the default of the template that it saved (`Template.serving`).
+    """
+    template = rendering.template
+    tool_use = replace(template.tool_use, options={}) if template.tool_use else None
+    return replace(rendering, template=replace(template, options={}, tool_use=tool_use))
+
+
 def _stop_of(template: Template, encoder: Encoder) -> tuple[str, str]:
     """The token that ends a reply, and a note where the template names none that the tokenizer has."""
     ending = template.ending
@@ -157,7 +167,7 @@ def _check_options(template: Template) -> None:
                 f"the template has no option {key!r}",
                 where=template.name,
                 found=f"template_options.{key}={value!r}",
-                expected=f"a variable that it reads: {', '.join(sorted(template.variables))}",
+                expected=f"a variable that it reads: {', '.join(sorted(template.variables)) or 'it has none'}",
                 fix=f"write {like}" if like else "remove it",
             )
         try:

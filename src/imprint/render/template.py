@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta
 
 from imprint.data.conversation import Message
 from imprint.errors import TemplateError, nearest
@@ -92,10 +92,14 @@ class Template:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """Every name that the template reads: what an option can set."""
-        names = Sandbox(self.now).parse(self.source).find_all(nodes.Name)
+        """Every name that the template takes from outside: what an option can set.
+
+        Not those that it sets itself before it reads them, loop variables among them: an option of such a
+        name would have no effect.
+        """
+        names = meta.find_undeclared_variables(Sandbox(self.now).parse(self.source))
         more = self.tool_use.variables if self.tool_use else frozenset()
-        return (frozenset(name.name for name in names) | more) - _GIVEN
+        return (frozenset(names) | more) - _GIVEN
 
     def render(
         self,

@@ -4,41 +4,66 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import yaml
 
-from imprint.data.conversation import Message
-from imprint.errors import ModelError, RunError, TemplateError
+from imprint.data.conversation import Conversation, Message, Place
+from imprint.errors import DataError, ModelError, RunError, TemplateError
 from imprint.evaluate.generate import TextStream, greedy, until_stop
-from imprint.model.load import find_model, grow_embeddings, refuse_remote_code
+from imprint.model.adapter_folder import put_adapter
+from imprint.model.fingerprint import model_fingerprint
+from imprint.model.load import (
+    find_model,
+    grow_embeddings,
+    read_weights,
+    refuse_remote_code,
+)
+from imprint.model.quantize import read_quantized
 from imprint.model.rowmodel import RowModel
 from imprint.model_facts import may_be_hub_id, no_folder
-from imprint.render.resolve import Rendering, config_stops, load_tokenizer, prepare_rendering
+from imprint.render.control import escape_control, find_control
+from imprint.render.resolve import Rendering, as_saved, config_stops, load_tokenizer, prepare_rendering
 from imprint.render.template import Refused
+from imprint.render.tokens import Ids
 
 Show = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The ids of one exchange: the whole prompt, and what the model wrote behind it, its stop included.
+
+    A reply that was stopped, or that reached its longest, has no stop.
+    """
+
+    prompt: Ids
+    reply: Ids
+
+
 @dataclass
 class Speaker:
-    """A model that answers, and how it is spoken to."""
+    """A model that answers, and how it is spoken to; `said` is its last exchange."""
 
     name: str
     model: RowModel
     rendering: Rendering
+    said: Said | None = None
+    control_tokens: Literal["refuse", "escape", "keep"] = "refuse"
 
     def reply(
         self, messages: Sequence[Message], show: Show, max_new_tokens: int = 512, **options: Any
     ) -> str:
         """The answer to `messages`, shown as it comes. Greedy unless `temperature` is above 0."""
         template = self.rendering.template
+        messages = self._without_control(messages)
         try:
             text = template.render(template.inputs(messages), add_generation_prompt=True)
         except Refused as error:
@@ -52,9 +77,24 @@ class Speaker:
         prompt = self.rendering.encoder.encode([text])[0]
         return self.complete(prompt, show, max_new_tokens, **options)
 
+    def _without_control(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, no control token in what a person said: as the server has them. The model's own may stay."""
+        conversation, encoder = Conversation(tuple(messages), Place("the chat", 1)), self.rendering.encoder
+        if self.control_tokens == "escape":
+            return escape_control(conversation, encoder).messages
+        spoken = replace(conversation, messages=tuple(m for m in messages if m.role != "assistant"))
+        forged = find_control(spoken, encoder) if self.control_tokens == "refuse" else None
+        if forged is None:
+            return messages
+        raise DataError(
+            "a control token of the model in the text: it would be read as such, not as text",
+            found=f"{forged.token} in what the {forged.role} says",
+            fix="put a space into it (or train with control_tokens=escape or keep)",
+        )
+
     def complete(
         self,
-        prompt: Any,
+        prompt: Ids,
         show: Show,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
@@ -75,14 +115,21 @@ class Speaker:
         stops = self.rendering.stop_ids
         options = greedy(stops, min(max_new_tokens, room))
         if temperature > 0:
-            options |= {"do_sample": True, "temperature": temperature}
+            # colder than this, float32 overflows: the likeliest token is certain long before
+            options |= {"do_sample": True, "temperature": max(temperature, 1e-6)}
         device = next(self.model.parameters()).device
         ids = torch.from_numpy(prompt.astype("int64"))[None].to(device)
         stream = TextStream(self.rendering.encoder, stops, show)
-        out = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), streamer=stream, **options
-        )
-        reply, _ = until_stop(out[0, len(prompt) :].cpu().numpy(), stops)
+        try:
+            out = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), streamer=stream, **options
+            )
+        except KeyboardInterrupt:
+            self.said = Said(prompt, np.array(stream.ids, np.int32))
+            raise
+        written = out[0, len(prompt) :].cpu().numpy().astype(np.int32)
+        reply, stopped = until_stop(written, stops)
+        self.said = Said(prompt, written[: len(reply) + stopped])
         return self.rendering.encoder.decode(reply)
 
 
@@ -124,6 +171,31 @@ def find_base(recorded: Path, key: str) -> Path:
         ) from error
 
 
+def refuse_another_base(folder: Path, base: Path) -> None:
+    """ModelError where the adapter of a run is to be put on a base whose bytes are not those that it was trained on."""
+    facts = folder.parent / "run.json"
+    if folder.name != "model" or not facts.is_file():
+        return
+    known = json.loads(facts.read_text(encoding="utf-8")).get("fingerprints", {}).get("model")
+    if known is not None and known != (now := model_fingerprint(base)):
+        raise ModelError(
+            "the base model is not the one that this adapter was trained on",
+            where=str(base),
+            found=f"fingerprint {now[:12]}",
+            expected=f"fingerprint {known[:12]}, as {facts} says",
+            fix="put the base back as it was, or train anew on this one",
+        )
+
+
+def trained_with(path: Path) -> Literal["refuse", "escape", "keep"]:
+    """What is done with control tokens in what is said to a run: as in training; refused where that left them out."""
+    recipe = path / "recipe.yaml"
+    if not recipe.is_file():
+        return "refuse"
+    said = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("control_tokens")
+    return said if said in ("escape", "keep") else "refuse"
+
+
 def shown_date(path: Path) -> datetime:
     """The date for templates that show one: a run's own; today's for a bare model, as a server would."""
     facts = path / "run.json"
@@ -139,29 +211,33 @@ def load_speaker(path: Path, device: str = "cpu", template: str = "auto") -> Spe
         raise no_folder(folder)
     adapter = folder / "adapter_config.json"
     base = find_base(adapter, "base_model_name_or_path") if adapter.is_file() else find_model(str(folder))
+    if adapter.is_file():
+        refuse_another_base(folder, base)
     tokenizer = load_tokenizer(str(folder))
     stops = list(dict.fromkeys(config_stops(folder) + config_stops(base)))
-    rendering = prepare_rendering(tokenizer, template=template, now=shown_date(path), config_stops=stops)
+    rendering = as_saved(
+        prepare_rendering(tokenizer, template=template, now=shown_date(path), config_stops=stops)
+    )
     model = load_weights(base, folder if adapter.is_file() else None, len(tokenizer))
     row_model = RowModel(model.to(device)).eval()
-    return Speaker(path.name, row_model, rendering)
+    return Speaker(path.name, row_model, rendering, control_tokens=trained_with(path))
 
 
-def load_weights(base: Path, adapter: Path | None, num_tokens: int) -> Any:
-    """The model in float32 as it is served: transformers' own attention, adapters on top."""
+def load_weights(base: Path, adapter: Path | None, num_tokens: int, **options: Any) -> Any:
+    """The model as it is served, in float32 unless `options` say otherwise, adapters on top."""
     from transformers import AutoModelForCausalLM
 
     refuse_remote_code(base, allowed=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    quantized = read_quantized(adapter) if adapter is not None else None
+    if quantized is not None:
+        model: Any = read_weights(base, 0.0, False, quantized)
+    else:
+        options = {"dtype": torch.float32, "use_safetensors": True, **options}
+        model = AutoModelForCausalLM.from_pretrained(base, **options)
     if num_tokens > model.get_input_embeddings().weight.shape[0]:
         grow_embeddings(model, num_tokens)  # new tokens: those of an adapter are trained, and come with it
     if adapter is not None:
-        from peft import PeftModel
-
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5 by a name that is going away
-            warnings.simplefilter("ignore", FutureWarning)
-            model = PeftModel.from_pretrained(model, adapter)
+        model = put_adapter(model, adapter)
     return model
 
 
@@ -173,12 +249,28 @@ class Chat:
     system: str = ""
     messages: list[Message] = field(default_factory=list)
 
+    @property
+    def head(self) -> list[Message]:
+        return [Message("system", self.system)] if self.system else []
+
     def ask(self, text: str, show: Callable[[str, str], None], **options: Any) -> list[str]:
         """Every speaker's answer to `text`; the first one's becomes part of the conversation."""
-        head = [Message("system", self.system)] if self.system else []
-        asked = [*head, *self.messages, Message("user", text)]
+        asked = [*self.head, *self.messages, Message("user", text)]
         replies = []
         for speaker in self.speakers:
             replies.append(speaker.reply(asked, partial(show, speaker.name), **options))
         self.messages += [Message("user", text), Message("assistant", replies[0])]
         return replies
+
+    def undo(self) -> str | None:
+        """Take the last question and its answer back; the question, or None where there is none."""
+        if not self.messages:
+            return None
+        question = self.messages[-2].content
+        del self.messages[-2:]
+        return question
+
+    def row(self) -> dict[str, Any]:
+        """The conversation so far as one demonstration, in the shape `messages`."""
+        said = [{"role": m.role, "content": m.content} for m in (*self.head, *self.messages)]
+        return {"messages": said}

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imprint.errors import ImprintError, RunError
-from imprint.serve.chat import Chat, Speaker, find_base, load_speaker
+from imprint.errors import ImprintError, ModelError, RunError
+from imprint.serve.chat import Chat, Speaker, find_base, find_trained, load_speaker
+from imprint.serve.commands import Leave, Session, names, run_command
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_PROMPT = "> "
 
 
 def talk(
@@ -28,40 +31,84 @@ def talk(
     Where somebody types, an error is shown and the chat goes on; elsewhere it is raised.
     """
     speakers = [load_speaker(path, template=template)]
+    session = Session(Chat(speakers, system), console, options, lambda: base_of(path, speakers[0]))
     if compare:
-        speakers.append(base_of(path, speakers[0]))
+        session.base = session.load_base()
+        speakers.append(session.base)
         speakers[0].name, speakers[1].name = "tuned", "base"
-    chat = Chat(speakers, system)
     if prompt is not None:
-        exchange(chat, prompt, console, options)
+        exchange(session.chat, prompt, console, options)
         return
     typed = sys.stdin.isatty()
     if typed:
-        console.print("Ctrl-D leaves, /new begins anew", style="dim")
+        _prepare_editing()
+        console.print("Ctrl-D leaves, /new begins anew, /help lists more", style="dim")
     while True:
         try:
-            text = console.input("[bold cyan]> [/]") if typed else sys.stdin.readline()
-        except (EOFError, KeyboardInterrupt):
+            text = read_line(console) if typed else sys.stdin.readline()
+            if not typed and not text:
+                return
+        except EOFError:
             console.print()
             return
-        if not text:
-            if typed:
-                continue
+        except KeyboardInterrupt:  # the line is dropped, the chat stays
+            console.print("\n(Ctrl-D leaves)", style="dim")
+            continue
+        try:
+            answer(session, text.rstrip("\n"))
+        except KeyboardInterrupt:
+            session.tell("(stopped)")
+        except Leave:
             return
-        if text.strip() == "/new":
-            chat.messages.clear()
-        elif text.strip():
-            try:
-                exchange(chat, text.rstrip("\n"), console, options)
-            except ImprintError as error:
-                if not typed:
-                    raise
-                console.print(str(error), style="red", markup=False)
-                console.print("/new begins anew", style="dim")
+        except ImprintError as error:
+            if not typed:
+                raise
+            console.print(str(error), style="red", markup=False, highlight=False)
+            if isinstance(error, ModelError):  # the conversation outgrew the model
+                console.print("/new begins anew, /undo takes the last exchange back", style="dim")
+
+
+def answer(session: Session, line: str) -> None:
+    """Do what a typed line asks: a command, or a message with everybody's reply."""
+    said = line.strip()
+    if not said:
+        return
+    if said.startswith("/") and not said.startswith("//"):
+        run_command(session, said)
+        return
+    exchange(session.chat, said[1:] if said.startswith("//") else line, session.console, session.options)
+
+
+def read_line(console: Console) -> str:
+    """A line from who types, with the keys of readline where Python has it."""
+    if console.color_system is None or console.no_color:
+        return input(_PROMPT)
+    # readline counts what stands between \x01 and \x02 as no width; without it they would be shown
+    start, end = ("\x01", "\x02") if "readline" in sys.modules else ("", "")
+    return input(f"{start}\x1b[1;36m{end}{_PROMPT}{start}\x1b[0m{end}")
+
+
+def _prepare_editing() -> None:
+    """History and arrow keys for this session, and the tab key for commands, where readline is there."""
+    try:
+        import readline
+    except ImportError:  # Windows has none; input() then edits as the console does
+        return
+    readline.set_completer_delims(" ")
+    readline.set_completer(_complete)
+    readline.parse_and_bind("tab: complete")
+
+
+def _complete(text: str, state: int) -> str | None:
+    found = [name for name in names() if name.startswith(text)] if text.startswith("/") else []
+    return f"{found[state]} " if state < len(found) else None
 
 
 def exchange(chat: Chat, text: str, console: Console, options: dict[str, Any]) -> None:
-    """One question and everybody's answer, shown as it comes."""
+    """One question and everybody's answer, shown as it comes.
+
+    Ctrl-C ends the answer; the exchange is then no part of the conversation.
+    """
     labelled = len(chat.speakers) > 1
     current = ""
 
@@ -78,7 +125,7 @@ def exchange(chat: Chat, text: str, console: Console, options: dict[str, Any]) -
     try:
         chat.ask(text, show, **options)
     except KeyboardInterrupt:
-        console.print(" (stopped)", style="dim", end="")
+        console.print(" (stopped) it is not part of the conversation", style="dim", end="")
     console.print()
 
 
@@ -88,13 +135,21 @@ def printable(text: str) -> str:
 
 
 def base_of(path: Path, tuned: Speaker) -> Speaker:
-    """The base model of a run, spoken to through the run's own template and tokenizer."""
-    facts = path / "run.json"
-    if not facts.is_file():
-        raise RunError("only a run knows its base model", where=str(path), fix="--compare needs a run folder")
-    folder = find_base(facts, "model")
+    """The base model of a run or an adapter, spoken to through the tuned one's template and tokenizer."""
+    facts, adapter = path / "run.json", find_trained(path) / "adapter_config.json"
+    if facts.is_file():
+        folder = find_base(facts, "model")
+    elif adapter.is_file():
+        folder = find_base(adapter, "base_model_name_or_path")
+    else:
+        raise RunError(
+            "only a run or an adapter knows its base model",
+            where=str(path),
+            fix="compare a run folder: imprint chat RUN --compare",
+        )
     from imprint.model.rowmodel import RowModel
     from imprint.serve.chat import load_weights
 
     tokens = len(tuned.rendering.encoder.tokenizer)
-    return Speaker("base", RowModel(load_weights(folder, None, tokens)).eval(), tuned.rendering)
+    model = RowModel(load_weights(folder, None, tokens)).eval()
+    return Speaker("base", model, tuned.rendering, control_tokens=tuned.control_tokens)

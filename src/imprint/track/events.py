@@ -3,24 +3,28 @@
 | kind          | fields beside `kind` and `time` (seconds since 1970)                                 |
 |---|---|
 | `start`       | recipe, decisions, num_parameters, num_trainable, total_steps, versions, …           |
+| `rehearsal`   | stages (seconds), seconds, predicted_seconds, peak_bytes, disk_bytes, free_disk, …   |
 | `step`        | step, epoch, loss, learning_rate, grad_norm, conversations, tokens, computed_tokens, |
 |               | trained_tokens, seconds, peak_bytes; with replay: replay (pieces), replay_weight     |
 | `validation`  | step, loss, trained_tokens, seconds, best                                            |
 | `replay_loss` | step, loss, trained_tokens, seconds: on replay that is not trained                   |
 | `sample`      | step, prompt, question, reply, reference, stopped; kept in samples.jsonl             |
-| `checkpoint`  | step, path                                                                           |
-| `note`        | text                                                                                 |
+| `checkpoint`  | step, path, bytes, seconds (of writing, in the background), waited (by training)      |
+| `not_finite`  | step, loss, grad_norm, rows (places), batch (places), skipped: the update was left out |
+| `note`        | text; where memory ran out also step, row_tokens, activation_checkpointing            |
 | `early_stop`  | step, reason                                                                         |
-| `resume`      | step                                                                                 |
+| `resume`      | step; first_validation, best_validation; passed_over: checkpoints, and why            |
 | `interrupted` | step                                                                                 |
+| `export`      | name, to, path (null: not made), passed (null: not proven), seconds, text            |
 | `end`         | step, seconds, best_step, best_loss, reason; with replay: replay, replay_weight      |
 
 `step` counts updates of the weights that are done: step 0 is before training. `epoch` is the
 number of passes over the data that are done, a fraction included. `loss` is in nats a token.
 `tokens` is what the turns hold one by one, `computed_tokens` what was computed once shared
-prompts were merged, `trained_tokens` those with a loss. `replay_weight` is the share of a step's weight that
-replay had, of the run the mean of its steps, each of which counts alike in training. A decision
-is {key, value, reason}; any named tuple becomes such an object. Not every field is always there.
+prompts were merged and rows filled up, `trained_tokens` those with a loss. `replay_weight` is the
+share of a step's weight that replay had, of the run the mean of its steps, each of which counts alike
+in training. A decision is {key, value, reason}; any named tuple becomes such an object. Not every
+field is always there.
 """
 
 from __future__ import annotations
@@ -29,26 +33,34 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol, Self
 
+from imprint import signals
+from imprint.disk import is_full, patiently, write_bytes
 from imprint.errors import RunError
+from imprint.redact import redactor
 
 Event = dict[str, Any]
 
 KINDS = {
     "start",
     "resume",
+    "rehearsal",
     "step",
     "validation",
     "replay_loss",
     "sample",
     "checkpoint",
+    "not_finite",
     "note",
     "early_stop",
     "interrupted",
+    "export",
     "end",
 }
 
@@ -64,29 +76,60 @@ class EventLog:
 
     A line is handed to the system at once, so that a killed process loses none; `sync` makes
     them outlive a power failure too. A line torn by one is cut off when the log is opened.
+    Secrets are taken out before anything is written or handed on.
     """
 
     def __init__(self, path: Path, sinks: Iterable[Sink] = ()):
         self.path = path
         self.sinks = tuple(sinks)
+        self.patient = True  # whether a full disk is waited for: once in a run is enough
+        self._redact = redactor()
         self._events = _open(path)
         self._samples = _open(samples_path(path))
 
     def log(self, kind: str, **fields: Any) -> None:
         """Record that something happened, now. NaN and infinity become null."""
         assert kind in KINDS, f"unknown kind of event: {kind}"
-        event: Event = _plain({"kind": kind, "time": time.time(), **fields})
+        event: Event = self._redact(_plain({"kind": kind, "time": time.time(), **fields}))
         file = self._samples if kind == "sample" else self._events
-        file.write(_line(event))
-        file.flush()
+        self._append(file, _line(event))
         for sink in self.sinks:
             sink.event(event)
 
     def sync(self) -> None:
         """Return once all that was logged is on the disk."""
         for file in (self._events, self._samples):
-            file.flush()
-            os.fsync(file.fileno())
+            self.wait_for_room(partial(os.fsync, file.fileno()))
+
+    def wait_for_room(self, work: Callable[[], object]) -> None:
+        """Do what writes to this disk: where it is full, wait and tell who follows the run (see disk.patiently)."""
+        try:
+            patiently(work, self.tell, lambda: not self.patient or signals.asked())
+        except Exception as error:
+            self.patient = self.patient and not is_full(error)
+            raise
+
+    def tell(self, text: str) -> None:
+        """Say something to those who follow the run, and write nothing: the disk may be full."""
+        for sink in self.sinks:
+            sink.event({"kind": "note", "time": time.time(), "text": self._redact(text)})
+
+    def _append(self, file: FileIO, line: bytes) -> None:
+        """All of a line or nothing of it; where the disk is full, the run waits here."""
+        before, left = os.fstat(file.fileno()).st_size, line
+
+        def write() -> None:
+            nonlocal left
+            while left:  # of a nearly full disk, a part is taken
+                left = left[file.write(left) :]
+
+        try:
+            self.wait_for_room(write)
+        except BaseException as error:
+            os.ftruncate(file.fileno(), before)
+            if isinstance(error, OSError):
+                error.filename = os.fspath(file.name)
+            raise
 
     def close(self) -> None:
         if not self._events.closed:
@@ -125,16 +168,16 @@ def rewind(path: Path, step: int) -> None:
     for file in (path, samples_path(path)):
         if file.exists():
             kept = [event for event in read(file) if "step" not in event or event["step"] <= step]
-            _replace(file, b"".join(map(_line, kept)))
+            write_bytes(file, b"".join(map(_line, kept)))
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> FileIO:
     """Open for appending, after mending the end that a power failure may have left."""
     if path.exists():
         whole = _parse(path)[1]
         if whole < path.stat().st_size:
             os.truncate(path, whole)
-    file = path.open("ab")
+    file = path.open("ab", buffering=0)
     if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         file.write(b"\n")
     return file
@@ -165,22 +208,6 @@ def _parse(path: Path) -> tuple[list[Event], int]:
         events.append(event)
         whole += len(line)
     return events, whole
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write aside, flush to the disk, rename: the folder's entry is flushed too."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _line(event: Event) -> bytes:

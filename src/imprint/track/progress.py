@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imprint.track.events import Event
-from imprint.track.words import duration, perplexity, plural, size, token_probability
+from imprint.track.words import duration, plural, size, token_probability
 
 RECENT = 20  # steps over which speed is averaged
 LINES = 20  # plain lines in a run, beside those of validations
@@ -66,10 +66,21 @@ class Progress:
                 self._say(f"general text at step {event['step']} · loss {self._general_text()}")
             case "sample":
                 self.sample = event
-            case "note":
+            case "note" | "rehearsal":
                 self._print(Text.assemble(("note  ", "dim"), str(event["text"])))
+            case "not_finite":
+                told = "left out" if event.get("skipped") else "stopped"
+                rows = "; ".join(event.get("rows", [])[:4])
+                self._print(Text(f"step {event['step']:,} is not finite, {told}: {rows}", "yellow"))
             case "resume":
-                self._print(Text(f"resumed after step {event['step']:,}", "dim"))
+                self.first_validation = event.get("first_validation", {})
+                self.best = event.get("best_validation", {})
+                step = event["step"]
+                self._print(
+                    Text(f"resumed after step {step:,}" if step else "begun again at the first step", "dim")
+                )
+                for name, fault in event.get("passed_over", {}).items():
+                    self._print(Text(f"passed over {name}: {fault}", "yellow"))
             case "early_stop" | "interrupted" | "end":
                 self.last = event
                 if event["kind"] == "early_stop":
@@ -122,7 +133,7 @@ class Progress:
         facts.add_column(style="dim", no_wrap=True, min_width=10)
         facts.add_column(no_wrap=True, overflow="ellipsis")
         loss = self.step.get("loss")
-        facts.add_row("loss", _loss(loss) + ("" if loss is None else f" · perplexity {perplexity(loss)}"))
+        facts.add_row("loss", _loss(loss))
         if self.validation:
             facts.add_row("validation", self._validation_text())
         if self.general:
@@ -220,7 +231,9 @@ class Progress:
             parts.append(f"replay weight {self.step['replay_weight']:.0%}")
         needed, saved, left = self._rate("tokens"), self._saved(), self.seconds_left()
         if needed is not None:
-            parts.append(f"{needed:,.0f} tokens/s" + (f" ({saved:.0%} saved)" if saved else ""))
+            parts.append(
+                f"{needed:,.0f} tokens/s" + (f" ({saved:.0%} saved)" if saved and saved >= 0.0005 else "")
+            )
         if left:
             parts.append(f"{duration(left)} left")
         return " · ".join(parts)

@@ -1,35 +1,43 @@
-"""Checkpoints that a power cut cannot spoil: written aside, synced, hashed, renamed; read only if they verify.
+"""Checkpoints that a power cut cannot spoil: written aside, read back, synced, renamed; read only if they verify.
 
     step-000100/
         weights.safetensors     trainable parameters, whole tensors
-        optimizer.safetensors   AdamW's moments and step counts
+        optimizer.safetensors   what the optimizer keeps: moments and step counts
         state.json              step and counters
-        manifest.json           sizes and hashes of the others; written last
+        manifest.json           sizes and hashes of the others, and whose they are; written last
 
 Safetensors and JSON only: nothing that is read here can run code.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from imprint.distributed.shard import copy_whole, reshard, whole
-from imprint.errors import RunError
+from imprint.disk import fault_of, read_manifest, remove
+from imprint.disk import file_hash as file_hash
+from imprint.disk import is_valid as is_valid
+from imprint.disk import seal as seal
+from imprint.distributed.shard import copy_whole, local, reshard, whole
+from imprint.errors import RunError, RunFailed
+from imprint.train.slots import slots_to_tensors, tensors_to_slots
 from imprint.train.step import TrainState
 
+ANOTHERS = "it belongs to another run"
+PORTION = 32 << 20  # bytes of a file that are read back before it is opened anew
 _NAME = re.compile(r"step-(\d{6,})")
+_PARTIAL = re.compile(r"step-(\d{6,})\.partial")
 
 
 @dataclass
@@ -47,138 +55,197 @@ class Counters:
     replayed: int = 0  # pieces of replay drawn
     replay_weight: float = 0.0  # the sum over the steps of replay's share of the step's weight
     stopped: str = ""  # why training ended before its last step
+    skipped: int = 0  # updates that were left out because they were not finite
+    skipped_now: int = 0  # of them, those just before this step, one after another
+    row_tokens: int = 0  # most tokens of a row, as it is now (see train/budget.py); 0 before the first step
+    activation_checkpointing: bool = False  # switched on because memory ran out
 
 
-def save_checkpoint(folder: Path, state: TrainState, counters: Counters, keep: set[int]) -> Path:
-    """Write `folder/step-N` and then remove the run's other checkpoints but those of the steps in `keep`.
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold, as it was after a step: copies that training no longer changes.
 
-    Every rank calls this; the main one writes.
+    Three numbers a trained parameter with AdamW, on the main process: 12 bytes each in float32.
     """
+
+    step: int
+    best_step: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    facts: str
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.nbytes for tensors in (self.weights, self.optimizer) for t in tensors.values())
+
+
+def snapshot(state: TrainState, counters: Counters) -> Snapshot:
+    """Copy what a checkpoint holds. Every rank calls this; what the others than the main one get is empty."""
+    weights, optimizer = trained_tensors(state.model), optimizer_tensors(state)
+    if not state.mesh.is_main:
+        weights, optimizer = {}, {}
+    slots = [value for kept in state.optimizer.state.values() for value in kept.values()]
+    changing = {_place(value) for value in (*state.model.parameters(), *slots) if isinstance(value, Tensor)}
+
+    def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.clone() if _place(t) in changing else t for name, t in tensors.items()}
+
+    facts = json.dumps({"step": state.step, "counters": asdict(counters)}, indent=1)
+    return Snapshot(state.step, counters.best_step, own(weights), own(optimizer), facts)
+
+
+def _place(tensor: Tensor) -> int:
+    return int(local(tensor).untyped_storage().data_ptr())
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    counters: Counters,
+    keep: set[int],
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `folder/step-N` and then remove what `rotate` need not keep. Every rank calls this; the main one writes."""
+    taken = snapshot(state, counters)
     path = folder / f"step-{state.step:06d}"
-    tensors = trained_tensors(state.model)
-    optimizer = optimizer_tensors(state)
-    if state.mesh.is_main and not is_valid(path):
-        facts = json.dumps({"step": state.step, "counters": asdict(counters)}, indent=1)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_aside(
-            path,
-            {
-                "weights.safetensors": tensors,
-                "optimizer.safetensors": optimizer,
-                "state.json": facts,
-            },
-        )
-        for other in folder.iterdir():
-            found = _NAME.fullmatch(other.name)
-            if other.name.endswith(".partial") or (found and int(found[1]) not in keep | {state.step}):
-                shutil.rmtree(other)
+    if state.mesh.is_main:
+        write_checkpoint(path, taken, about or {})
+        rotate(folder, state.step, keep, about or {})
     state.mesh.wait()
     return path
 
 
-def write_aside(path: Path, files: Mapping[str, Mapping[str, Tensor] | str]) -> None:
-    """A folder with these files and their manifest, or no folder: it gets its name when all is on disk."""
+def write_checkpoint(path: Path, taken: Snapshot, about: Mapping[str, Any]) -> None:
+    """A folder that was read back and found equal, or no folder: it gets its name when all is on the disk.
+
+    `about` goes into its manifest: the run that it belongs to, versions, fingerprints. RunFailed, and
+    nothing is written, where a number in it is not finite: from such a checkpoint no run can go on.
+    """
+    if fault_of(path) == "" and is_of(path, about):
+        return  # the run was killed after this was done
+    _refuse_not_finite(taken)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and read_manifest(path) and not is_of(path, about):
+        _move_aside(path)
     partial = path.with_name(path.name + ".partial")
     for stale in (partial, path):
-        shutil.rmtree(stale, ignore_errors=True)
+        if stale.is_symlink() or stale.exists():
+            remove(stale)
     partial.mkdir(parents=True)
-    for name, content in files.items():
-        if isinstance(content, str):
-            (partial / name).write_text(content, encoding="utf-8")
-        else:
-            save_file(dict(content), partial / name, metadata={"format": "pt"})
-    seal(partial, path)
-
-
-def seal(partial: Path, path: Path) -> None:
-    """Give a finished folder its manifest and then, in one move, its name."""
-    manifest = {
-        file.relative_to(partial).as_posix(): {"bytes": file.stat().st_size, "sha256": file_hash(file)}
-        for file in sorted(partial.rglob("*"))
-        if file.is_file() and file.name != "manifest.json"
-    }
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    mode = (partial / "manifest.json").stat().st_mode
-    for file in partial.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)  # safetensors makes files that only their owner can read
-        sync(file)
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Force a file's or a folder's content onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        for name, tensors in (("weights", taken.weights), ("optimizer", taken.optimizer)):
+            file = partial / f"{name}.safetensors"
+            save_file(dict(tensors), file, metadata={"format": "pt"})
+            _read_back(file, tensors)
+        (partial / "state.json").write_text(taken.facts, encoding="utf-8")
+        seal(partial, path, {**about, "step": taken.step, "best_step": taken.best_step})
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk it takes the room that others need
+        raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one move."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
+def _read_back(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Compare a file with what was written. It is opened anew for each portion: what was read of it is mapped, and
+    counts as this process's memory for as long as it is open."""
+    left = list(tensors)
+    while left:
+        with safe_open(file, framework="pt") as written:
+            names, read = set(written.keys()), 0
+            while left and read < PORTION:
+                name = left.pop()
+                if name not in names or not torch.equal(written.get_tensor(name), tensors[name]):
+                    raise OSError(f"{file}: what was read back is not what was written ({name})")
+                read += tensors[name].nbytes
 
 
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _refuse_not_finite(taken: Snapshot) -> None:
+    for tensors in (taken.weights, taken.optimizer):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise RunFailed(
+                    f"the weights or the optimizer's state are not finite after step {taken.step:,}",
+                    found=name,
+                    expected="finite numbers; no checkpoint was made of them, and the one before is kept",
+                    fix="begin a new run with a lower learning_rate, or with precision=float32",
+                )
 
 
-def is_valid(path: Path) -> bool:
-    """Whether every file of a sealed folder is there with the size and hash that it was written with."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return all(
-            (path / name).stat().st_size == facts["bytes"] and file_hash(path / name) == facts["sha256"]
-            for name, facts in manifest.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+def is_of(path: Path, about: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint belongs to the run that `about` names."""
+    return (read_manifest(path) or {}).get("run") == about.get("run")
 
 
-def latest_checkpoint(folder: Path, with_best: bool = False) -> Path | None:
-    """The checkpoint of the highest step that verifies; damaged ones are passed over.
+def _move_aside(path: Path) -> None:
+    """What another run has left in this folder is nothing to write over."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.of-another-run-{number}")).exists():
+        number += 1
+    os.rename(path, aside)
+
+
+def rotate(folder: Path, step: int, keep: set[int], about: Mapping[str, Any]) -> None:
+    """Remove this run's checkpoints but that of `step`, those in `keep`, and one before all of them.
+
+    The one before is there for the case that one of the others is damaged on the disk. Where a best one
+    is kept (`keep` is not empty), it has to be usable alone: its own best one is itself, or none yet.
+    """
+    kept = {step} | {wanted for wanted in keep if wanted}
+    found: dict[int, tuple[Path, int]] = {}
+    for path in folder.iterdir():
+        if _PARTIAL.fullmatch(path.name):
+            remove(path)
+        elif _NAME.fullmatch(path.name) and (manifest := read_manifest(path)) and is_of(path, about):
+            found[manifest["step"]] = (path, manifest["best_step"])
+    alone = [n for n, (_, best) in found.items() if n < min(kept) and (not keep or best in (0, n))]
+    kept |= {max(alone)} if alone else set()
+    for number, (path, _) in sorted(found.items()):
+        if number not in kept:
+            remove(path)
+
+
+def checkpoints(folder: Path, about: Mapping[str, Any] | None = None) -> Iterator[tuple[Path, str]]:
+    """The checkpoints in a folder, the newest first, each with what is wrong with it (nothing: it verifies).
+
+    Their manifests say how new they are; of one that is damaged, only its name can. Each is read when
+    it is asked for.
+    """
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob("step-*"):
+        if named := _NAME.fullmatch(path.name):
+            found.append((int((read_manifest(path) or {"step": named[1]})["step"]), path))
+    for _, path in sorted(found, reverse=True):
+        fault = fault_of(path)
+        if not fault and about is not None and not is_of(path, about):
+            fault = ANOTHERS
+        yield path, fault
+
+
+def latest_checkpoint(
+    folder: Path, with_best: bool = False, about: Mapping[str, Any] | None = None
+) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones, and those of other runs than `about`, are passed over.
 
     `with_best`: the best checkpoint of its time has to verify too, because the run will end with it.
     """
-    steps = sorted(
-        ((int(found[1]), path) for path in folder.glob("step-*") if (found := _NAME.fullmatch(path.name))),
-        reverse=True,
-    )
-    return next(
-        (path for _, path in steps if is_valid(path) and (not with_best or is_valid(best_of(path)))), None
-    )
+    for path, fault in checkpoints(folder, about):
+        if not fault and (not with_best or is_valid(best_of(path))):
+            return path
+    return None
 
 
 def best_of(path: Path) -> Path:
     """The checkpoint that was the best when `path` was saved; `path` itself where none was yet."""
-    best = json.loads((path / "state.json").read_text(encoding="utf-8"))["counters"]["best_step"]
+    best = (read_manifest(path) or {})["best_step"]
     return path.with_name(f"step-{best:06d}") if best else path
 
 
 def load_checkpoint(path: Path, state: TrainState) -> Counters:
     """Put a checkpoint's weights, optimizer and step into `state`; its counters."""
     load_weights(path, state.model)
-    optimizer = load_file(path / "optimizer.safetensors")
-    names = _names(state)
-    for group in state.optimizer.param_groups:
-        for parameter in group["params"]:
-            if f"{names[id(parameter)]}/step" not in optimizer:
-                continue  # it never had a gradient: a part of the model that text does not reach
-            slots = {}
-            for key in ("exp_avg", "exp_avg_sq"):
-                slots[key] = torch.zeros_like(parameter)
-                with torch.no_grad():
-                    copy_whole(slots[key], optimizer[f"{names[id(parameter)]}/{key}"])
-            step = optimizer[f"{names[id(parameter)]}/step"]
-            state.optimizer.state[parameter] = {"step": step.to(parameter.device), **slots}
+    kept = load_file(path / "optimizer.safetensors")
+    tensors_to_slots(kept, state.optimizer, _names(state))
+    if state.loss_scale:
+        state.loss_scale.restore(kept)
     facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
     state.step = facts["step"]
     return Counters(**facts["counters"])
@@ -209,13 +276,9 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by parameter."""
-    names = _names(state)
-    return {
-        f"{names[id(parameter)]}/{key}": whole(value.detach()).cpu().contiguous()
-        for parameter, slots in state.optimizer.state.items()
-        for key, value in slots.items()
-    }
+    """What the optimizer keeps for each parameter, moments and step counts, and the loss scale of float16."""
+    scale = state.loss_scale.tensors() if state.loss_scale else {}
+    return {**slots_to_tensors(state.optimizer, _names(state)), **scale}
 
 
 def _names(state: TrainState) -> dict[int, str]:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import hashlib
 import math
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from imprint.disk import is_full
 from imprint.errors import Interrupted, RunFailed
-from imprint.pack.plan import Plan, share_out
-from imprint.pack.replay import weighed
-from imprint.pack.row import Row
+from imprint.pack.plan import Plan
+from imprint.pack.sides import share_out_by_side
 from imprint.render.turns import Turn
-from imprint.train.checkpoint import Counters, save_checkpoint
-from imprint.train.step import TrainState, evaluate, train_step
+from imprint.signals import Stopped, stop_signals
+from imprint.train.budget import NAMED, Budget, Change, no_room, others_wait
+from imprint.train.checkpoint import Counters
+from imprint.train.data import Data, StepRows
+from imprint.train.shortage import OutOfMemory, release
+from imprint.train.step import NotFinite, StepStats, TrainState, evaluate, train_step
+from imprint.train.writer import Writer
+
+MOST_ALONE = 1_000  # turns that are computed one by one, to find what is not finite in them
+MOST_SKIPPED = 5  # updates, one after another, that are not finite and left out
 
 
 class Log(Protocol):
@@ -45,41 +50,8 @@ class Watch:
     min_improvement: float = 0.0
     keep_best: bool = True
     sample: Callable[[int], None] | None = None  # writes answers to the fixed prompts at a step
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is trained on: the turns of each conversation, and this rank's validation rows.
-
-    `replay` are the pieces that may be drawn, `held_out` this rank's rows of those that may not, and
-    `replay_weight` the share of a step's weight that they get; None: what they have by themselves.
-    """
-
-    train: Sequence[Sequence[Turn]]
-    validation: Sequence[Row]
-    row_tokens: int
-    layout: str = "shared"
-    replay: Sequence[Sequence[Turn]] = ()
-    held_out: Sequence[Row] = ()
-    replay_weight: float | None = None
-
-    def rows(self, conversations: Sequence[int], drawn: Sequence[int], rank: int, num_ranks: int) -> StepRows:
-        """This rank's rows of a step with these conversations and these pieces of replay."""
-        own = [turn for index in conversations for turn in self.train[index]]
-        replayed, weight = weighed(
-            own, [turn for index in drawn for turn in self.replay[index]], self.replay_weight
-        )
-        turns = own + replayed
-        rows = share_out(turns, self.row_tokens, num_ranks, self.layout)[rank]
-        return StepRows(rows, sum(len(turn) - 1 for turn in turns), weight)
-
-
-class StepRows(NamedTuple):
-    """A rank's rows of a step; of all ranks: tokens of the turns one by one, replay's share of the weight."""
-
-    rows: list[Row]
-    tokens: int
-    replay_weight: float
+    on_nonfinite: str = "stop"  # or "skip"
+    about: Mapping[str, Any] = field(default_factory=dict)  # what each checkpoint's manifest says of the run
 
 
 @dataclass
@@ -91,53 +63,182 @@ class Outcome:
 
 
 def train(state: TrainState, data: Data, plan: Plan, watch: Watch, counters: Counters) -> Outcome:
-    """Train from `state.step` to the plan's last step, or until early stopping; Interrupted on a signal."""
-    started = time.perf_counter() - counters.seconds
-    with stop_signals() as stopping:
-        if state.step == 0:
-            look(state, data, watch, counters)
-        while state.step < plan.total_steps and not counters.stopped:
-            if state.step == 0 and state.mesh.any(bool(stopping)):
-                raise interrupted(state, plan, watch, stopping)  # no weight has changed: nothing to save
-            conversations, drawn = plan.conversations(state.step), plan.drawn(state.step)
-            rows = data.rows(conversations, drawn, state.mesh.rank, state.mesh.size)
-            seed_noise(plan.seed, state.step, state.mesh.rank)
-            stats = train_step(state, rows.rows)
-            counters.conversations += len(conversations)
-            counters.tokens += rows.tokens
-            counters.computed_tokens += stats.computed_tokens
-            counters.trained_tokens += stats.trained_tokens
-            counters.replayed += len(drawn)
-            counters.replay_weight += rows.replay_weight
-            watch.log.log(
-                "step",
-                step=state.step,
-                epoch=plan.epoch(state.step),
-                loss=stats.loss,
-                learning_rate=stats.learning_rate,
-                grad_norm=stats.grad_norm,
-                conversations=len(conversations),
-                **({"replay": len(drawn), "replay_weight": rows.replay_weight} if plan.replay else {}),
-                tokens=rows.tokens,
-                computed_tokens=stats.computed_tokens,
-                trained_tokens=stats.trained_tokens,
-                seconds=stats.seconds,
-                peak_bytes=peak_bytes(state.device),
-            )
-            last = state.step == plan.total_steps
-            if last or state.step % watch.validate_every == 0:
-                look(state, data, watch, counters)
-            stop = state.mesh.any(bool(stopping))
-            counters.seconds = time.perf_counter() - started
-            best = watch.keep_best and counters.best_step == state.step
-            if stop or last or best or counters.stopped or state.step % watch.save_every == 0:
-                watch.log.sync()  # a checkpoint never knows more than the log
-                kept = {counters.best_step} if watch.keep_best else set()
-                path = save_checkpoint(watch.checkpoints, state, counters, kept)
-                watch.log.log("checkpoint", step=state.step, path=path.name)
-            if stop and not last and not counters.stopped:
+    """Train from `state.step` to the plan's last step, or until early stopping; Interrupted on a signal.
+
+    However it ends, but by a second signal, what was to be written is then on the disk and verified.
+    """
+    writer = Writer(watch.checkpoints, watch.about, watch.log, state.mesh)
+    try:
+        with stop_signals() as stopping:
+            outcome = steps(state, data, plan, watch, counters, writer, stopping)
+            writer.finish()
+            if state.mesh.any(bool(stopping)):  # in the last step: what is left to do may take long
                 raise interrupted(state, plan, watch, stopping)
+        return outcome
+    except Stopped:
+        writer.abandon()
+        raise
+    except BaseException as error:
+        if is_full(error):  # long enough it was waited for room
+            writer.abandon()
+        writer.wait()  # of two errors, the first is the one to tell
+        raise
+
+
+def steps(
+    state: TrainState,
+    data: Data,
+    plan: Plan,
+    watch: Watch,
+    counters: Counters,
+    writer: Writer,
+    stopping: Sequence[str],
+) -> Outcome:
+    """The steps of `train`; `stopping` fills when a signal comes."""
+    started = time.perf_counter() - counters.seconds
+    budget = Budget(watch.checkpoints / "rows.json", state.model, counters, data.row_tokens)
+    if state.step == 0:
+        look(state, data, watch, counters)
+    while state.step < plan.total_steps and not counters.stopped:
+        if state.step == 0 and state.mesh.any(bool(stopping)):
+            raise interrupted(state, plan, watch, stopping)  # no weight has changed: nothing to save
+        made = attempt(state, data, plan, watch, budget)
+        if made is not None:
+            tell_step(state, plan, watch, counters, *made)
+        last = state.step == plan.total_steps
+        if last or state.step % watch.validate_every == 0:
+            look(state, data, watch, counters)
+        stop, failed = state.mesh.any_of(bool(stopping), writer.failed)
+        writer.check(failed)
+        counters.seconds = time.perf_counter() - started
+        best = watch.keep_best and counters.best_step == state.step
+        if stop or last or best or counters.stopped or state.step % watch.save_every == 0:
+            watch.log.sync()  # a checkpoint never knows more than the log
+            writer.save(state, counters, {counters.best_step} if watch.keep_best else set())
+        if stop:
+            writer.finish()
+            raise interrupted(state, plan, watch, stopping)
     return Outcome(counters, counters.stopped or "all steps done")
+
+
+def scaled(stats: StepStats) -> dict[str, Any]:
+    """What the log says of the loss scale of a step."""
+    if stats.loss_scale is None:
+        return {}
+    return {"loss_scale": stats.loss_scale} | ({"overflows": stats.overflows} if stats.overflows else {})
+
+
+def tell_step(
+    state: TrainState, plan: Plan, watch: Watch, counters: Counters, rows: StepRows, stats: StepStats
+) -> None:
+    """Count and log the update that was made last."""
+    conversations, drawn = plan.conversations(state.step - 1), plan.drawn(state.step - 1)
+    counters.skipped_now = 0
+    counters.conversations += len(conversations)
+    counters.tokens += rows.tokens
+    counters.computed_tokens += stats.computed_tokens
+    counters.trained_tokens += stats.trained_tokens
+    counters.replayed += len(drawn)
+    counters.replay_weight += rows.replay_weight
+    watch.log.log(
+        "step",
+        step=state.step,
+        epoch=plan.epoch(state.step),
+        loss=stats.loss,
+        learning_rate=stats.learning_rate,
+        grad_norm=stats.grad_norm,
+        conversations=len(conversations),
+        **({"replay": len(drawn), "replay_weight": rows.replay_weight} if plan.replay else {}),
+        tokens=rows.tokens,
+        computed_tokens=stats.computed_tokens,
+        trained_tokens=stats.trained_tokens,
+        seconds=stats.seconds,
+        **({} if stats.balance is None else {"balance": stats.balance}),
+        **scaled(stats),
+        peak_bytes=peak_bytes(state.device),
+    )
+
+
+def attempt(
+    state: TrainState, data: Data, plan: Plan, watch: Watch, budget: Budget
+) -> tuple[StepRows, StepStats] | None:
+    """Make the next update; None where it was left out, because it is not finite and `watch` says to skip.
+
+    Then the step counts as done, and nothing else of it. Otherwise NotFinite, with the rows named.
+    """
+    counters = budget.counters
+    try:
+        return update(state, data, plan, watch, budget)
+    except NotFinite as error:
+        failed = error
+    state.optimizer.zero_grad(set_to_none=True)
+    turns, _ = data.turns(plan.conversations(state.step), plan.drawn(state.step))
+    inside = not_finite(state, data, turns) or turns
+    places = [f"{turn.source}, message {turn.turn}" for turn in inside]
+    skip = watch.on_nonfinite == "skip" and counters.skipped_now < MOST_SKIPPED
+    watch.log.log(
+        "not_finite",
+        step=state.step + 1,
+        loss=failed.loss,
+        grad_norm=failed.norm,
+        rows=places,
+        batch=sorted({str(turn.source) for turn in turns}),
+        skipped=skip,
+    )
+    if not skip:
+        more = f" and {len(places) - NAMED:,} more" if len(places) > NAMED else ""
+        raise NotFinite(failed.step, failed.loss, failed.norm, "; ".join(places[:NAMED]) + more) from failed
+    counters.skipped += 1
+    counters.skipped_now += 1
+    state.step += 1
+    return None
+
+
+def not_finite(state: TrainState, data: Data, turns: Sequence[Turn]) -> list[Turn]:
+    """Those of a step's turns whose own loss is not finite, each computed alone; with several processes, none."""
+    if state.mesh.size > 1 or len(turns) > MOST_ALONE:
+        return []
+    found = []
+    for turn in turns:
+        rows = share_out_by_side(
+            [turn], data.row_tokens, 1, data.layout, data.sides, multiple=1, cost=data.cost
+        )[0]
+        if not math.isfinite(evaluate(state, rows)[0]):
+            found.append(turn)
+    return found
+
+
+def update(
+    state: TrainState, data: Data, plan: Plan, watch: Watch, budget: Budget
+) -> tuple[StepRows, StepStats]:
+    """Make the next update; where memory runs out, again with smaller rows, until it has room."""
+    step, mesh = state.step + 1, state.mesh
+    conversations, drawn = plan.conversations(state.step), plan.drawn(state.step)
+    for change in budget.recorded(step):
+        tell(watch, change)
+    while True:
+        rows = data.rows(conversations, drawn, mesh.rank, mesh.size, budget.row_tokens)
+        seed_noise(plan.seed, state.step, mesh.rank)
+        try:
+            return rows, train_step(state, rows.rows)
+        except OutOfMemory as error:
+            row, said = error.row, error.said
+        # here the exception, and with it all that the broken pass held, is gone
+        state.optimizer.zero_grad(set_to_none=True)
+        release(state.device)
+        turns, _ = data.turns(conversations, drawn)
+        made = budget.lower(step, row.num_tokens, turns, data.layout)
+        if made is None:
+            raise no_room(step, row, said, turns)
+        tell(watch, made)
+        watch.log.sync()
+        if mesh.size > 1:
+            raise others_wait(made, mesh.rank)
+
+
+def tell(watch: Watch, change: Change) -> None:
+    """Log that rows became smaller; the user is told."""
+    watch.log.log("note", **asdict(change))
 
 
 def interrupted(state: TrainState, plan: Plan, watch: Watch, stopping: Sequence[str]) -> Interrupted:
@@ -197,32 +298,10 @@ def finite(found: tuple[float, int], what: str, step: int) -> tuple[float, int]:
         raise RunFailed(
             f"the {what} is not finite after step {step}",
             found=f"loss {found[0]}",
-            expected="a finite number; the last checkpoint is from before it",
+            expected="a finite number; no checkpoint is made of these weights, the last one is from before",
             fix="look at the base model, or begin a new run with a lower learning_rate or precision=float32",
         )
     return found
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """Collects the names of SIGINT and SIGTERM as they come; a second one ends at once."""
-    received: list[str] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-
-    try:
-        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the program around us handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -266,7 +266,7 @@ def test_standard_input_is_read_once_and_kept(pipe, write):
         (b"prompt,response\na,b\n", ["prompt", "response"]),
         (b"\xef\xbb\xbfprompt;response\r\na;b\r\n", ["prompt", "response"]),
         (b"Is it?\tno\tSo.\nOr?\tyes\tWell.\n", ["question", "answer", "rationale"]),
-        (gzip.compress(b"prompt\tresponse\na\tb\n"), ["prompt", "response"]),
+        (gzip.compress(b"prompt\tresponse\na\tb\n", mtime=0), ["prompt", "response"]),
         (b'[{"prompt": "a", "response": "b"}]', ["prompt", "response"]),
         (
             b'\n{"prompt": "a",\n "response": "b"}\n',

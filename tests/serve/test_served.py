@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -151,7 +152,7 @@ def test_adapters_are_served_by_vllm_on_the_base_that_they_were_trained_on(host,
     assert serve == (
         f"vllm serve {tiny} --enable-lora --max-lora-rank 16 "
         f"--lora-modules run0={runs[0]}/model other={runs[1]}/model "
-        f"--chat-template {runs[0]}/model/chat_template.jinja --generation-config vllm "
+        f"--chat-template {runs[0]}/model/chat_template.jinja --generation-config {runs[0]}/model "
         "--enable-auto-tool-choice --tool-call-parser hermes"
     )
     plain = replace(same, models=(replace(first, folder=tiny), same.models[1]))
@@ -160,6 +161,21 @@ def test_adapters_are_served_by_vllm_on_the_base_that_they_were_trained_on(host,
         f"vllm serve {tiny} --served-model-name run0 --generation-config vllm --enable-lora"
     )
     assert f"--lora-modules other={runs[1]}/model" in serve
+
+
+def test_vllm_takes_the_stops_of_training_and_not_the_sampling_of_the_base(host, runs, tmp_path):
+    """With --generation-config vllm it would read the stops of the base, and go on where training has stopped."""
+    changed = shutil.copytree(runs[0], tmp_path / "sampling")
+    config = changed / "model" / "generation_config.json"
+    said = json.loads(config.read_text())
+    assert said["eos_token_id"]
+    config.write_text(json.dumps({**said, "temperature": 0.6, "top_p": 1.0, "top_k": 20}))
+    first, other = host.models
+    same = (replace(first, folder=changed), replace(other, rendering=first.rendering))
+    words = shlex.split(vllm_commands(replace(host, models=same))[0])
+    assert words[words.index("--generation-config") + 1] == str(changed / "model")
+    override = json.loads(words[words.index("--override-generation-config") + 1])
+    assert override == {"temperature": 1.0, "top_k": -1}
 
 
 def test_adapters_that_vllm_does_not_take_are_merged(host, runs, tmp_path):

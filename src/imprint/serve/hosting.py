@@ -24,6 +24,7 @@ _PARSERS = {
     "": "llama3_json",
 }  # vLLM's, by what begins a call
 VLLM_PORT = 8000  # vLLM's default
+_PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # OpenAI's
 
 
 def host_of(
@@ -145,7 +146,19 @@ def _vllm_of_adapters(host: Host, words: Sequence[str]) -> list[str]:
     own = configs[first.name]
     base = find_base(own, "base_model_name_or_path")
     template = ["--chat-template", str(own.parent / "chat_template.jinja")]
-    return [shlex.join(["vllm", "serve", str(base), *adapters, *template, *words])]
+    stops = _stops_for_vllm(own.parent) or words[:2]
+    return [shlex.join(["vllm", "serve", str(base), *adapters, *template, *stops, *words[2:]])]
+
+
+def _stops_for_vllm(adapter: Path) -> list[str]:
+    """vLLM reads stops where it is told to read sampling: of an adapter it would take the base's, not training's."""
+    path = adapter / "generation_config.json"
+    if not path.is_file():
+        return []
+    said = json.loads(path.read_text(encoding="utf-8"))
+    changed = {key: value for key, value in _PLAIN.items() if said.get(key) not in (None, value)}
+    override = ["--override-generation-config", json.dumps(changed)] if changed else []
+    return ["--generation-config", str(adapter), *override]
 
 
 def vllm_parser(host: Host) -> str | None:

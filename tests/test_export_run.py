@@ -75,6 +75,7 @@ def test_nothing_is_written_over(run, cli):
     [
         (("--to", "gguf", "type=q9"), "there is no GGUF type 'q9'"),
         (("--to", "gguf", "type=q4_k_m"), "no llama-quantize on PATH"),
+        (("--to", "gguf", "type=q8_0", "type=f16"), "`type` is given twice"),
         (("--to", "ollama", "now=soon"), "now is no date"),
         (("--to", "ollama", "num_ctx=4096"), "a whole number from 1 to 128"),
     ],

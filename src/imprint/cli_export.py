@@ -35,7 +35,15 @@ def split(words: list[str], to: str) -> tuple[Path, str, dict[str, str]]:
             found=" ".join(plain) or "none",
             fix="imprint export RUN --to hub OWNER/NAME" if to == "hub" else "imprint export RUN --to TARGET",
         )
-    given = dict(word.split("=", 1) for word in words if word not in plain)
+    given: dict[str, str] = {}
+    for word in words:
+        if word in plain:
+            continue
+        key, value = word.split("=", 1)
+        if key in given:
+            found = f"first as {key}={given[key]}"
+            raise UserError(f"`{key}` is given twice", where=word, found=found, fix="remove one of them")
+        given[key] = value
     return Path(plain[0]), plain[1] if to == "hub" else "", given
 
 

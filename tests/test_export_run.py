@@ -132,6 +132,15 @@ def test_the_adapter_alone(run, tiny, cli):
     assert not list(folder.glob("model*.safetensors"))
 
 
+@pytest.mark.parametrize("said", ["", "{", "[1]", "\udcff"])
+def test_damaged_facts_of_a_run_are_named(said, run, cli):
+    (run / "run.json").write_bytes(said.encode("utf-8", "surrogateescape"))
+    for verb in ("export", "parity", "resume"):
+        ended = cli(verb, run)
+        assert ended.code == 2, ended.err
+        assert f"{run}/run.json: the facts of this run cannot be read" in " ".join(ended.err.split())
+
+
 @pytest.mark.parametrize(
     "given",
     [("--adapter-only", "--scale", "0.5"), ("--adapter-only", "--dtype", "float32"), ("--dtype", "f8")],

@@ -162,7 +162,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """run.json of a run folder; RunError where there is none."""
+    """run.json of a run folder; RunError where there is none, or it cannot be read."""
     path = run / "run.json"
     if not path.is_file() or not (run / "recipe.yaml").is_file():
         raise RunError(
@@ -171,7 +171,16 @@ def read_facts(run: Path) -> dict[str, Any]:
             expected="a folder made by imprint train, with recipe.yaml and run.json",
             fix="give the folder that imprint train printed",
         )
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        facts: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            "the facts of this run cannot be read",
+            where=str(path),
+            found=str(error),
+            expected="a JSON object, as imprint train wrote it",
+            fix="put it back from a copy",
+        ) from error
     return facts
 
 

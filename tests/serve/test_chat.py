@@ -206,6 +206,15 @@ def test_a_comparison_whose_base_is_gone(run, tmp_path):
         talk(copy, console(), compare=True, prompt="hi")
 
 
+@pytest.mark.parametrize("name", ["run.json", "recipe.yaml"])
+def test_a_damaged_file_of_the_run_is_named(run, tmp_path, name, cli):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / name).write_text("{")
+    for done in (cli("chat", copy, "--prompt", "Hi"), cli("serve", copy, "--port", "0")):
+        assert done.code == 2, done.err
+        assert f"{copy / name}: this file of the run cannot be read" in " ".join(done.err.split())
+
+
 def test_a_reply_never_leaves_the_context(speaker):
     prompt = np.full(speaker.model.context - 3, 40, np.int32)
     speaker.complete(prompt, lambda _: None, max_new_tokens=500)  # three tokens are left; no error

@@ -176,7 +176,7 @@ def refuse_another_base(folder: Path, base: Path) -> None:
     facts = folder.parent / "run.json"
     if folder.name != "model" or not facts.is_file():
         return
-    known = json.loads(facts.read_text(encoding="utf-8")).get("fingerprints", {}).get("model")
+    known = _recorded(facts).get("fingerprints", {}).get("model")
     if known is not None and known != (now := model_fingerprint(base)):
         raise ModelError(
             "the base model is not the one that this adapter was trained on",
@@ -192,7 +192,7 @@ def trained_with(path: Path) -> Literal["refuse", "escape", "keep"]:
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
         return "refuse"
-    said = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("control_tokens")
+    said = _recorded(recipe).get("control_tokens")
     return said if said in ("escape", "keep") else "refuse"
 
 
@@ -201,7 +201,22 @@ def shown_date(path: Path) -> datetime:
     facts = path / "run.json"
     if not facts.is_file():
         return datetime.now()
-    return datetime.fromisoformat(json.loads(facts.read_text(encoding="utf-8"))["created"])
+    return datetime.fromisoformat(_recorded(facts)["created"])
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What a run says of itself in its run.json or recipe.yaml; RunError where that cannot be read."""
+    load = json.loads if path.suffix == ".json" else yaml.safe_load
+    try:
+        return dict(load(path.read_text(encoding="utf-8")) or {})
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise RunError(
+            "this file of the run cannot be read",
+            where=str(path),
+            found=str(error),
+            expected="what imprint train wrote",
+            fix="put it back from a copy",
+        ) from error
 
 
 def load_speaker(path: Path, device: str = "cpu", template: str = "auto") -> Speaker:

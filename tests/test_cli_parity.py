@@ -121,6 +121,17 @@ def test_what_cannot_be_done_is_said(run, cli, given, said):
     assert said in " ".join(done.err.split())
 
 
+def test_damaged_weights_and_a_missing_model_are_named(run, cli, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    weights = copy / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = cli("parity", copy)
+    assert (done.code, f"{weights}: these weights are damaged" in " ".join(done.err.split())) == (2, True)
+    shutil.rmtree(copy / "model")
+    done = cli("parity", copy)
+    assert (done.code, f"imprint resume {copy}" in " ".join(done.err.split())) == (2, True)
+
+
 def test_comparing_an_export_leaves_it_whole(run, cli):
     """Its manifest knows the new parity.json, so that it can still be sent; what was changed is not made good."""
     from imprint.disk import is_valid, seal

@@ -14,7 +14,7 @@ from imprint.export.endpoint import EndpointCandidate
 from imprint.export.folder import replay_folder
 from imprint.export.golden import NAME, Golden, read_golden
 from imprint.export.parity import Parity, bar_for, replay
-from imprint.folder import read_facts
+from imprint.folder import read_facts, resume_command
 
 PARITY = "parity.json"
 
@@ -34,6 +34,13 @@ def compare_folder(run: Path, folder: Path | None, device: str = "cpu") -> tuple
             where=str(target),
             expected="a folder of transformers, or a server: --url",
             fix=f"imprint export {run} --to gguf proves what it makes; or serve the file, and give --url",
+        )
+    if own and not target.is_dir():
+        raise RunError(
+            "this run has no model yet",
+            where=str(run),
+            found="no model/: it was stopped, or still runs",
+            fix=f"go on with it: {resume_command(run)}",
         )
     if not target.is_dir():
         raise RunError("there is no such folder", where=str(target), fix="give an exported folder, or none")

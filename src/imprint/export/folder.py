@@ -155,14 +155,23 @@ def _ids(given: int | Sequence[int] | None) -> list[int]:
 
 
 def kind_of(folder: Path) -> str:
-    """The narrowest floating type among a folder's tensors: what its numbers are rounded to."""
-    from safetensors import safe_open
+    """The narrowest floating type among the tensors: what its numbers are rounded to. ModelError: they are damaged."""
+    from safetensors import SafetensorError, safe_open
 
     names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     found = set()
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="np") as weights:
-            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="np") as weights:
+                found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ModelError(
+                "these weights are damaged",
+                where=str(file),
+                found=str(error),
+                expected="a whole file of safetensors",
+                fix="put it back from a copy; or export it anew",
+            ) from error
     order = ("bfloat16", "float16", "float32")
     return next((kind for kind in order if kind in {names.get(str(name)) for name in found}), "float32")
 

@@ -296,3 +296,18 @@ def test_the_rule_of_rows_is_the_same_rotation():
         before = halves((weight @ x)[8 * head : 8 * head + 8])
         after = neighbours((gguf_tensors.interleaved(weight, 2) @ x)[8 * head : 8 * head + 8])
         assert np.allclose(before, np.concatenate([after[0::2], after[1::2]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("model", "model"),
+        ("../../x", "x"),
+        ("-m", "m"),
+        ("a b/c", "a-b-c"),
+        ("v1.2", "v1.2"),
+        ("模型", "模型"),
+    ],
+)
+def test_a_name_becomes_that_of_a_file(name, file):
+    assert writer._file_name(name) == file

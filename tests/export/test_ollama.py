@@ -148,6 +148,17 @@ def test_numbers_that_cannot_be(merged, tmp_path, wrong):
         ollama.make(merged, tmp_path, wrong)
 
 
+@pytest.mark.parametrize("name", ["mine", "me/mine", "me/mine:v1.2", "my.host:5000/me/mine:latest", "_x"])
+def test_names_that_ollama_takes(name):
+    ollama.check({"name": name})
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "a.b/mine", "mine:", "mine!", "/mine", "modèle", "x" * 81])
+def test_names_that_ollama_refuses(name):
+    with pytest.raises(UserError, match=r"takes no such name|needs a name"):
+        ollama.check({"name": name})
+
+
 def test_no_text_begins_with_two_bos(merged, tmp_path):
     """What llama.cpp adds, the template leaves out; what the template has not, the file does not add."""
     from tokenizers.processors import TemplateProcessing

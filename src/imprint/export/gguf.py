@@ -215,7 +215,14 @@ OPTIONS = {
 
 
 def check(options: Mapping[str, str]) -> None:
-    """The type, the package and the tool that it needs; RecipeError or UserError where one is not there."""
+    """The type, the name, the package and the tool; RecipeError or UserError where one cannot be or is not there."""
+    if not _file_name(options.get("name", "model")):
+        raise RecipeError(
+            "a file needs a name",
+            where=f"name={options['name']}",
+            found="no letter and no digit in it",
+            fix="name=mine",
+        )
     type = check_type(options.get("type", "q8_0"))
     _gguf()
     if type in K_QUANTS:
@@ -230,9 +237,14 @@ def foresee(folder: Path, options: Mapping[str, str]) -> None:
 def make(merged: Path, out: Path, options: Mapping[str, str]) -> Made:
     """--to gguf: one file in `out`, named by the model and its type."""
     name, type = options.get("name", "model"), check_type(options.get("type", "q8_0"))
-    path = out / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{type.upper()}.gguf"
+    path = out / f"{_file_name(name)}-{type.upper()}.gguf"
     written = write_gguf(merged, path, type, pre=options.get("pre"), name=name, licence=_licence(merged))
     return Made(path, written.notes)
+
+
+def _file_name(name: str) -> str:
+    """A name as a file's: one that begins with - is an option to a command, one with . is hidden."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def _licence(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,14 +41,24 @@ OPTIONS = {
 }
 MODELFILE = "Modelfile"
 NUM_CTX = 8192  # Ollama reserves memory for all of it
+_NAME = re.compile(  # types/model/name.go, isValidPart: host, namespace, model, tag
+    r"((\w[\w.:-]{0,349}/)?\w[\w-]{0,79}/)?\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII
+)
 _URL = "http://127.0.0.1:11434/v1"
 _BOS = "tokenizer.ggml.bos_token_id"
 _ADD_BOS = "tokenizer.ggml.add_bos_token"
 
 
 def check(options: Mapping[str, str]) -> None:
-    """What the GGUF needs, and the date."""
+    """What the GGUF needs, the name, and the date."""
     gguf.check(_of_file(options))
+    if not _NAME.fullmatch(name := options.get("name", "tuned")):
+        raise UserError(
+            "Ollama takes no such name",
+            where=f"name={name}",
+            expected="MODEL, MODEL:TAG or NAMESPACE/MODEL, of letters, digits, _ and - (. in MODEL and TAG)",
+            fix=f"name={re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-') or 'mine'}",
+        )
     _date(options)
 
 

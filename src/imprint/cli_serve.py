@@ -9,6 +9,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -86,6 +87,8 @@ def serve(
     _need_extra()
     token, token_name = _token(token_env)
     adapters = _adapters(adapter or [])
+    for origin in allow_origin or []:
+        _refuse_no_origin(origin)
 
     import torch
 
@@ -157,6 +160,19 @@ def _token(variable: str | None) -> tuple[str | None, str | None]:
             fix=f"export {variable or TOKEN}=$(openssl rand -hex 24)",
         )
     return value.strip(), variable or TOKEN
+
+
+def _refuse_no_origin(given: str) -> None:
+    """RunError where no browser would send this as a page's origin: the option would have no effect."""
+    parts = urlsplit(given)
+    host = f"{parts.scheme}://{parts.netloc}".lower()
+    if given not in ("*", "null") and (not (parts.scheme and parts.netloc) or given != host):
+        raise RunError(
+            "this is no origin of a web page",
+            where=f"--allow-origin {given}",
+            expected="scheme, host and port alone, as browsers send it: http://localhost:3000; or * for any page",
+            fix=f"--allow-origin {host if parts.netloc else 'http://' + given.lower().strip('/')}",
+        )
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:

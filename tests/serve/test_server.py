@@ -279,6 +279,21 @@ def test_an_open_address_needs_a_token(cli, tiny, monkeypatch):
     assert (done.code, "NAME=FOLDER" in done.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("http://page.example/", "http://page.example"),
+        ("https://Page.example:3000/a?b", "https://page.example:3000"),
+        ("page.example", "http://page.example"),
+        ("localhost:3000", "http://localhost:3000"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(given, right, cli, tiny):
+    done = cli("serve", tiny, "--allow-origin", given, "--port", "0")
+    assert done.code == 2
+    assert done.err.rstrip().endswith(f"to fix    --allow-origin {right}")
+
+
 def test_a_missing_extra_is_named(cli, tiny, monkeypatch):
     monkeypatch.setattr("imprint.cli_serve._NEEDED", ("fastapi", "no_such_package"))
     done = cli("serve", tiny)

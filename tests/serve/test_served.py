@@ -16,7 +16,7 @@ import torch
 from conftest import ROWS, settings
 from imprint.serve.api import make_app
 from imprint.serve.chat import load_speaker
-from imprint.serve.hosting import host_of, vllm_commands
+from imprint.serve.hosting import host_of, told, vllm_commands
 
 SMALL = {"cache_bytes": 16 << 20, "max_running": 8, "device": "cpu"}
 
@@ -176,6 +176,25 @@ def test_vllm_takes_the_stops_of_training_and_not_the_sampling_of_the_base(host,
     assert words[words.index("--generation-config") + 1] == str(changed / "model")
     override = json.loads(words[words.index("--override-generation-config") + 1])
     assert override == {"temperature": 1.0, "top_k": -1}
+
+
+def test_a_model_whose_files_lack_a_stop_of_its_template_says_so_beside_the_command(
+    host, runs, tiny, tmp_path
+):
+    copy = shutil.copytree(tiny, tmp_path / "model")
+    (copy / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((copy / "config.json").read_text())
+    first = host.models[0]
+    eos = first.rendering.encoder.tokenizer.eos_token_id
+    [other, *_] = set(first.rendering.stop_ids) - {eos}
+    (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": eos}))
+    plain = replace(host, models=(replace(first, folder=copy),))
+    said = [text for label, text in told(plain, "http://x", None) if label == "vLLM"]
+    assert len(said) == 2
+    assert f"would not stop at {first.rendering.encoder.added[other]}" in said[1]
+    whole = {"eos_token_id": list(first.rendering.stop_ids)}
+    (copy / "generation_config.json").write_text(json.dumps(whole))
+    assert sum(label == "vLLM" for label, _ in told(plain, "http://x", None)) == 1
 
 
 def test_adapters_that_vllm_does_not_take_are_merged(host, runs, tmp_path):

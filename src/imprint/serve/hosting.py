@@ -180,4 +180,21 @@ def told(host: Host, url: str, token_env: str | None) -> Sequence[tuple[str, str
             *lines,
             ("vLLM", "needs a template in the model's folder: train with one, or --chat-template FILE"),
         ]
-    return [*lines, *(("vLLM", command) for command in vllm_commands(host, vllm_parser(host)))]
+    commands = [*vllm_commands(host, vllm_parser(host)), *_stops_unknown_to_vllm(host)]
+    return [*lines, *(("vLLM", command) for command in commands)]
+
+
+def _stops_unknown_to_vllm(host: Host) -> list[str]:
+    """What to mend in a model's folder that names fewer stops than its template has: vLLM knows those alone."""
+    first = host.models[0]
+    if (
+        first.folder is None or not (first.folder / "config.json").is_file()
+    ):  # runs and adapters name them all
+        return []
+    ids, encoder = first.rendering.stop_ids, first.rendering.encoder
+    missing = set(ids) - {*config_stops(first.folder), encoder.tokenizer.eos_token_id}
+    if not missing:
+        return []
+    names = ", ".join(encoder.added.get(i) or encoder.decode([i]) for i in sorted(missing))
+    path = first.folder / "generation_config.json"
+    return [f'would not stop at {names}: write "eos_token_id": {list(ids)} into {path} first']

@@ -71,6 +71,24 @@ def test_what_changes_the_updates_is_refused(given, told, run, cli):
     assert tree(run) == before
 
 
+def test_another_optimizer_cannot_be_forced(run, cli):
+    """What one keeps of a weight is nothing that another can go on with."""
+    before = tree(run)
+    done = cli("resume", run, "optimizer=muon", "--force-changed", "optimizer")
+    assert done.code == 2, done.err
+    assert "`optimizer` cannot be changed in a run" in " ".join(done.err.split())
+    assert tree(run) == before
+
+
+def test_adapters_that_began_otherwise_cannot_be_forced(run):
+    """Adapters of the whole base, put beside what pissa leaves of it, are no model that anybody trained."""
+    from imprint.changes import Change, _refuse
+    from imprint.errors import RunError
+
+    with pytest.raises(RunError, match=r"`lora\.init` cannot be changed in a run"):
+        _refuse(run, Change("lora.init", "zero", "pissa", forced=True), ["lora.init=pissa"])
+
+
 def test_what_changes_nothing_may_change(run, cli):
     done = cli("resume", run, "save_every=1", "row_tokens=48", "attention=reference")
     assert done.code == 0, done.err

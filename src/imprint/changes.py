@@ -43,6 +43,8 @@ IMPOSSIBLE = {
     "version": "it belongs to the recipe's schema",
     "output": "a run stays where it is; its folder can be moved while it rests",
     "method": "the checkpoints hold what the other method trains",
+    "optimizer": "the checkpoints hold what the other optimizer keeps of each weight",
+    "lora.init": "the checkpoints hold adapters of a base that began otherwise",
     "lora.rank": "the checkpoints hold matrices of the other rank",
     "lora.targets": "the checkpoints hold adapters of other layers",
     "lora.train_tokens": "the checkpoints hold the vectors of other tokens",

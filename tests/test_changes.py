@@ -89,6 +89,13 @@ def test_adapters_that_began_otherwise_cannot_be_forced(run):
         _refuse(run, Change("lora.init", "zero", "pissa", forced=True), ["lora.init=pissa"])
 
 
+def test_a_run_may_go_on_in_float16(run, cli):
+    """Its checkpoints hold no scale of the loss: that begins then."""
+    done = cli("resume", run, "precision=float16", "--force-changed", "precision")
+    assert done.code == 0, done.err
+    assert ["loss_scale" in event for event in events_of(run, "step")] == [False] * 3 + [True] * 3
+
+
 def test_what_changes_nothing_may_change(run, cli):
     done = cli("resume", run, "save_every=1", "row_tokens=48", "attention=reference")
     assert done.code == 0, done.err

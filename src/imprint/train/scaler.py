@@ -48,6 +48,8 @@ class LossScale:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Take back what `tensors` gave; without it, the run had another precision, and the scale begins."""
+        if "loss scale/scale" not in tensors:
+            return
         self.scale = float(tensors["loss scale/scale"])
         self.good, self.overflows = (int(tensors[f"loss scale/{name}"]) for name in ("good", "overflows"))

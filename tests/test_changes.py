@@ -96,6 +96,19 @@ def test_a_run_may_go_on_in_float16(run, cli):
     assert ["loss_scale" in event for event in events_of(run, "step")] == [False] * 3 + [True] * 3
 
 
+def test_a_run_may_go_on_without_validation(tiny, tmp_path, start, cli):
+    """The best weights so far are kept no longer; it ends with its last ones."""
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    given = ("max_steps=6", "validation=0.2", "validate_every=1", "save_every=2", "learning_rate=1e-2")
+    stop = ("imprint.train.loop.train_step", 3, signal.SIGTERM)
+    arguments = settings(tiny, tmp_path / "rows.jsonl", tmp_path / "run", *given)
+    assert start("train", *arguments, signal_before=stop).wait().code == 130
+    done = cli("resume", tmp_path / "run", "validation=0", *("--force-changed", "validation"),
+               *("--force-changed", "data"))  # fmt: skip
+    assert done.code == 0, done.err
+    assert [event["model_step"] for event in events_of(tmp_path / "run", "end")] == [6]
+
+
 def test_what_changes_nothing_may_change(run, cli):
     done = cli("resume", run, "save_every=1", "row_tokens=48", "attention=reference")
     assert done.code == 0, done.err

@@ -31,7 +31,7 @@ def keeps_best(built: Built) -> bool:
 def finish(prepared: Prepared, built: Built, path: Path, outcome: Outcome, log: events.EventLog) -> None:
     """Choose the weights, save the model, freeze what it says, log the end."""
     state, recipe, counters = built.state, built.recipe, outcome.counters
-    best = recipe.final == "best" and counters.best_step > 0
+    best = keeps_best(built) and counters.best_step > 0
     if best and counters.best_step != state.step:
         chosen = path / "checkpoints" / f"step-{counters.best_step:06d}"
         if not is_valid(chosen):

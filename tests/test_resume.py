@@ -242,9 +242,8 @@ def stopped_after_8(tiny: Path, rows: Path, run: Path, start, *given: str) -> li
         (lambda saves: (saves / "step-000008/optimizer.safetensors").unlink(), 6),
         (lambda saves: (saves / "step-000008/manifest.json").write_text("{"), 6),
         (lambda saves: (saves / "step-000008/state.json").write_text("{}"), 6),
-        (shutil.rmtree, 0),
     ],
-    ids=["weights", "optimizer", "missing", "manifest", "state", "none"],
+    ids=["weights", "optimizer", "missing", "manifest", "state"],
 )
 def test_a_damaged_checkpoint_is_passed_over(damage, begins, references, tiny, rows, tmp_path, start, cli):
     run = tmp_path / "run"
@@ -280,6 +279,26 @@ def test_where_none_verifies_the_owner_is_asked(references, tiny, rows, tmp_path
     done = cli("resume", run, "--force-changed", "checkpoints")
     assert done.code == 0, done.err
     assert "begun again at the first step" in done.err
+    same(run, references("full"))
+
+
+def test_where_all_are_gone_the_owner_is_asked(references, tiny, rows, tmp_path, start, cli):
+    """A disk that is not mounted is no reason to begin a week's run again, and to forget what its log says."""
+    run = tmp_path / "run"
+    stopped_after_8(tiny, rows, run, start)
+    shutil.rmtree(run / "checkpoints")
+    before = tree(run)
+    done = cli("resume", run)
+    assert done.code == 2, done.err
+    assert f"error {run}/checkpoints: this run's checkpoints are gone\n" in done.err
+    assert "found     none; by the log, the last was made after step 8\n" in done.err
+    assert tree(run) == before
+    (run / "checkpoints").symlink_to(tmp_path / "unmounted")
+    assert f"found     a link to {tmp_path / 'unmounted'}, which is not there; by" in cli("resume", run).err
+    (run / "checkpoints").unlink()
+    done = cli("resume", run, "--force-changed", "checkpoints")
+    assert done.code == 0, done.err
+    assert [event["step"] for event in events_of(run, "resume")] == [0]
     same(run, references("full"))
 
 

@@ -21,6 +21,7 @@ from imprint.folder import read_facts, record_changes, resume_command, serving_t
 from imprint.prepare import Prepared
 from imprint.recipe import Recipe
 from imprint.schema import leaves, shown
+from imprint.track import events
 from imprint.train.budget import Budget
 from imprint.train.checkpoint import ANOTHERS, Counters
 from imprint.train.step import TrainState
@@ -132,14 +133,18 @@ def check_forced(force: Collection[str]) -> None:
 
 
 def refuse_to_begin_again(run: TakenUp, faults: Mapping[str, str]) -> None:
-    """RunError where a run has checkpoints and none verifies: to begin again is for its owner to say."""
+    """RunError where a run has made checkpoints and none verifies: to begin again is for its owner to say."""
     own = {name: fault for name, fault in faults.items() if fault != ANOTHERS}
-    if not own or run.from_start:
+    made = [e["step"] for e in events.read(run.path / "events.jsonl") if e["kind"] == "checkpoint"]
+    if run.from_start or not (own or made):
         return
+    folder = run.path / "checkpoints"
+    gone = f"a link to {folder.readlink()}, which is not there" if folder.is_symlink() and not own else "none"
+    found = [f"{name}: {fault}" for name, fault in own.items()]
     raise RunError(
-        "none of this run's checkpoints verifies",
-        where=str(run.path / "checkpoints"),
-        found="\n".join(f"{name}: {fault}" for name, fault in own.items()),
+        "none of this run's checkpoints verifies" if own else "this run's checkpoints are gone",
+        where=str(folder),
+        found="\n".join(found) or f"{gone}; by the log, the last was made after step {made[-1]:,}",
         expected="one that is as it was written",
         fix=f"put a copy of one back; or train again from the first step, to the same bytes: "
         f"{resume_command(run.path)} --force-changed {CHECKPOINTS}",

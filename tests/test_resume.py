@@ -6,7 +6,9 @@ n-th call of a function; some come from outside, when something appears in the r
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -412,6 +414,24 @@ def test_what_is_no_run_is_not_resumed(name, tiny, cli):
     assert done.code == 2
     assert "not a run folder" in done.err
     assert tree(tiny) == before
+
+
+def test_a_run_that_may_not_be_written_is_refused(tiny, rows, tmp_path, start, cli, monkeypatch):
+    """Another user's, or on a disk that is read only (mode bits alone do not hinder root)."""
+    run, whole = tmp_path / "run", Path.open
+    stopped_after_8(tiny, rows, run, start)
+
+    def forbidden(path, mode="r", *rest, **options):
+        if path == run / "run.json" and "+" in mode:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    done = cli("resume", run)
+    assert done.code == 1, done.err
+    assert f"error {run}: the run cannot read or write its files\n" in done.err
+    assert f"Permission denied: '{run}/run.json'" in done.err
+    assert "  to fix " in done.err
 
 
 # ---- the issue's figure

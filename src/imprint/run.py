@@ -216,11 +216,11 @@ def _execute(
         create_folder(path, prepared, recipe, now)
     mesh.wait()
     doing("the run was opened", "it is as it was, or at its beginning", resume_command(path))
-    with working_on(path, mesh.is_main):
-        try:
+    try:
+        with working_on(path, mesh.is_main):
             return _go(prepared, built, path, run, display)
-        except (OSError, SafetensorError) as error:
-            raise explained(error, path) from error
+    except (OSError, SafetensorError) as error:
+        raise explained(error, path) from error
 
 
 def _go(prepared: Prepared, built: Built, path: Path, run: TakenUp | None, display: Display) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from array import array
 
@@ -202,6 +203,34 @@ def test_broken_weights(here, refused):
 def test_a_config_that_is_no_json(here, refused):
     (here / "model/config.json").write_text("{")
     assert "model/config.json: config.json is not valid JSON" in refused(remedy="")
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("model_type", "llamma", "`llamma` but Transformers does not recognize this architecture"),
+        ("hidden_act", "silly", "'silly'"),
+        ("hidden_size", "wide", "Field 'hidden_size' expected int, got str (value: 'wide')"),
+        ("num_attention_heads", 7, "is not a multiple of the number of attention heads (7)"),
+    ],
+)
+def test_a_config_that_transformers_does_not_know(key, value, told, verb, here, cli):
+    config = json.loads((here / "model/config.json").read_text())
+    (here / "model/config.json").write_text(json.dumps({**config, key: value}))
+    done = cli(verb, *settings("model", "rows.jsonl", "run", "max_steps=1"))
+    assert done.code == 2, done.err
+    assert re.search("error model=model: the (model|tokenizer) cannot be loaded\n", done.err)
+    assert told in done.err
+    assert not (here / "run").exists()
+
+
+def test_a_base_that_was_quantised_elsewhere(here, refused):
+    """What transformers needs for it is not installed."""
+    config = json.loads((here / "model/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (here / "model/config.json").write_text(json.dumps(config))
+    assert "the model cannot be loaded" in refused()
 
 
 def test_a_model_without_a_tokenizer(here, refused):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -21,6 +22,11 @@ from imprint.model_facts import may_be_hub_id, no_folder
 disable_progress_bar()  # a run has its own display
 
 CPU = torch.device("cpu")
+# What transformers raises for a folder that it cannot load; ImportError: for a base that was quantised elsewhere.
+UNLOADABLE = (
+    *(OSError, ValueError, RuntimeError, KeyError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 def find_model(model: str, revision: str | None = None) -> Path:
@@ -90,6 +96,25 @@ def refuse_remote_code(folder: Path, allowed: bool) -> None:
         )
 
 
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """What transformers makes of a folder's config.json; ModelError where that is nothing it knows."""
+    try:
+        refuse_remote_code(folder, trust_remote_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except UNLOADABLE as error:
+        raise unloadable(f"model={folder}", error) from error
+
+
+def unloadable(where: str, error: Exception) -> ModelError:
+    """What to say where transformers cannot make a model of what it was given."""
+    return ModelError(
+        "the model cannot be loaded",
+        where=where,
+        found=" ".join(str(error).split())[:400],
+        fix="check that the folder is complete, and that its architecture is a causal language model",
+    )
+
+
 def read_weights(
     folder: Path,
     dropout: float,
@@ -101,9 +126,8 @@ def read_weights(
 
     With `quantized`, its linear layers are in four bits, made as they are read, on `device`.
     """
+    config = read_config(folder, trust_remote_code)
     try:
-        refuse_remote_code(folder, trust_remote_code)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         num_rates = set_dropout(config, dropout)
         options = {} if quantized is None else loading_options(quantized, config, device)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -115,13 +139,8 @@ def read_weights(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            "the model cannot be loaded",
-            where=f"model={folder}",
-            found=" ".join(str(error).split())[:400],
-            fix="check that the folder is complete, and that its architecture is a causal language model",
-        ) from error
+    except UNLOADABLE as error:
+        raise unloadable(f"model={folder}", error) from error
     if dropout > 0 and not num_rates:
         raise ModelError(
             "this model has no dropout",

@@ -29,12 +29,9 @@ Teller = Callable[[str, str, str, bool], Foretold]
 
 
 def config_of(folder: Path, recipe: Recipe) -> Any:
-    from transformers import AutoConfig
+    from imprint.model.load import read_config
 
-    from imprint.model.load import refuse_remote_code
-
-    refuse_remote_code(folder, recipe.trust_remote_code)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=recipe.trust_remote_code)
+    return read_config(folder, recipe.trust_remote_code)
 
 
 def adapted(recipe: Recipe, method: str) -> Callable[[Any], Any]:

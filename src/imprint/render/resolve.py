@@ -39,6 +39,7 @@ class Rendering:
 
 def load_tokenizer(folder: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder or hub id; a folder that holds only a tokenizer.json is enough."""
+    from huggingface_hub.errors import StrictDataclassError  # of config.json, which is read beside it
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = Path(folder)
@@ -50,7 +51,7 @@ def load_tokenizer(folder: str, revision: str | None = None, trust_remote_code: 
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, revision=revision, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
             raise ModelError(
                 "the tokenizer cannot be loaded",
                 where=f"model={folder}",

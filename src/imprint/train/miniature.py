@@ -19,7 +19,7 @@ from torch import nn
 
 from imprint.errors import ModelError
 from imprint.model.fused import fuse
-from imprint.model.load import set_dropout, use_attention
+from imprint.model.load import UNLOADABLE, set_dropout, unloadable, use_attention
 from imprint.model.loss import SCRATCH, chunks
 from imprint.model.rowmodel import RowModel
 from imprint.train.budget import can_recompute, recompute_activations
@@ -114,12 +114,15 @@ def on_meta(config: Any, adapt: Adapt, num_tokens: int = 0) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config),
-            dtype=torch.float32,
-            # a config of the model's own code was loaded because that is trusted
-            trust_remote_code=type(config).__module__.startswith("transformers_modules."),
-        )
+        try:
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config),
+                dtype=torch.float32,
+                # a config of the model's own code was loaded because that is trusted
+                trust_remote_code=type(config).__module__.startswith("transformers_modules."),
+            )
+        except UNLOADABLE as error:
+            raise unloadable(f"model={config.name_or_path or config.model_type}", error) from error
         if num_tokens > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(num_tokens, mean_resizing=False)
         return adapt(model)

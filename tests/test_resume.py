@@ -434,6 +434,25 @@ def test_a_run_that_may_not_be_written_is_refused(tiny, rows, tmp_path, start, c
     assert "  to fix " in done.err
 
 
+def test_a_damaged_file_beside_the_checkpoints_is_named(references, tiny, rows, tmp_path, start, cli):
+    run = tmp_path / "run"
+    stopped_after_8(tiny, rows, run, start)
+    facts = (run / "run.json").read_text()
+    for name, text in (("run.json", ""), ("run.json", facts[:200]), ("run.json", "[]"), ("run.json", "{}"),
+                       ("checkpoints/rows.json", "{"), ("checkpoints/rows.json", "[1]")):  # fmt: skip
+        (run / name).write_text(text)
+        done = cli("resume", run)
+        assert done.code == 2, done.err
+        message = done.err[done.err.index("error ") :]
+        assert message.startswith(f"error {run / name}: ")
+        assert "is damaged\n  found     " in message
+        assert "  to fix    put a copy " in message
+        (run / "run.json").write_text(facts)
+    (run / "checkpoints/rows.json").unlink()
+    assert cli("resume", run).code == 0
+    same(run, references("full"))
+
+
 # ---- the figure
 
 

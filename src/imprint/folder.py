@@ -172,16 +172,23 @@ def read_facts(run: Path) -> dict[str, Any]:
             fix="give the folder that imprint train printed",
         )
     try:
-        facts: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RunError(
-            "the facts of this run cannot be read",
-            where=str(path),
-            found=str(error),
-            expected="a JSON object, as imprint train wrote it",
-            fix="put it back from a copy",
-        ) from error
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"created", "fingerprints", "versions", "world_size"} - facts.keys()
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, str(error)) from None
+    if missing:
+        raise _damaged(path, f"no {', '.join(sorted(missing))}")
     return facts
+
+
+def _damaged(path: Path, found: str) -> RunError:
+    return RunError(
+        "what was found when this run was made is damaged",
+        where=str(path),
+        found=found,
+        expected="JSON, as it was written",
+        fix="put a copy of it back; the checkpoints beside it are as they were",
+    )
 
 
 def is_finished(run: Path) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from imprint.disk import write_text
-from imprint.errors import RunFailed
+from imprint.errors import RunError, RunFailed
 from imprint.pack.row import Row
 from imprint.render.turns import Turn
 from imprint.train.checkpoint import Counters
@@ -36,6 +36,22 @@ class Change:
     text: str
 
 
+def changes_in(file: Path) -> list[Change]:
+    """What rows.json holds; RunError where it is damaged: other rows than before are other last digits."""
+    if not file.exists():
+        return []
+    try:
+        return [Change(**change) for change in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            "what is known of the lengths of rows is damaged",
+            where=str(file),
+            found=str(error),
+            expected="a list of changes, as it was written",
+            fix="put a copy back; or remove it: the run then ends with the same weights to rounding, not to the bit",
+        ) from None
+
+
 class Budget:
     """The most tokens of a row, and whether activations are recomputed: as it is now, and how it came about.
 
@@ -48,7 +64,7 @@ class Budget:
         counters.row_tokens = counters.row_tokens or row_tokens
         if counters.activation_checkpointing:
             recompute_activations(model)
-        self.changes = [Change(**change) for change in json.loads(file.read_text())] if file.exists() else []
+        self.changes = changes_in(file)
 
     @property
     def row_tokens(self) -> int:

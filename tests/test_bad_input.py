@@ -144,6 +144,7 @@ def test_a_file_that_is_no_data(here, refused):
         ("lr=1e-3", "learning_rate"),
         ("epochs=many", "number"),
         ("final=bset", "best"),
+        ("betas=[0.9]", "cannot be [0.9]"),
         ("lora.rank=4", "method"),
         ("revision=main", "remove it"),
         ("device=mps", "device"),

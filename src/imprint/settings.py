@@ -201,7 +201,8 @@ def _schema_problems(error: ValidationError, layers: Layers, recipe_file: Path |
     missing: dict[KeyPath, bool] = {}
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         path = _path_of(detail["loc"])
-        missing[path] = missing.get(path, True) and detail["type"] == "missing"
+        absent = detail["type"] == "missing" and path not in layers.leaves  # not: a list that is too short
+        missing[path] = missing.get(path, True) and absent
     deepest = [path for path in missing if not any(other[: len(path)] == path != other for other in missing)]
     return [
         _missing(path, layers, recipe_file) if missing[path] else _ill_typed(path, layers) for path in deepest

@@ -70,6 +70,29 @@ def test_methods_and_machines_are_told_apart(recipe, cli):
     assert full["dollars"] == pytest.approx([low * 3.6 / 3600, high * 3.6 / 3600])
 
 
+def test_a_model_that_takes_no_adapters_is_planned_in_full(recipe, cli, monkeypatch):
+    """As recurrent ones: peft refuses them."""
+    from imprint.errors import ModelError
+    from imprint.planning import memory
+
+    counted = memory.foretold_of
+
+    def refused(config, prepared, method, *rest):
+        if method == "lora":
+            raise ModelError("the adapters do not fit this model")
+        return counted(config, prepared, method, *rest)
+
+    monkeypatch.setattr(memory, "foretold_of", refused)
+    found = plan(cli, *recipe, "--on", "H100")
+    notes = {option["method"]: option["note"] for option in found["options"]}
+    assert notes == {"full": "", **dict.fromkeys(("lora", "qlora"), "the adapters do not fit this model")}
+    assert list(found["trainable"]) == ["full"]
+    assert "no lora and no qlora: the adapters do not fit this model" in found["notes"]
+    ended = cli("plan", *recipe, "--on", "H100")
+    assert ended.code == 0, ended.err
+    assert cli("plan", *recipe, "method=lora").code == 2
+
+
 @pytest.mark.slow
 def test_a_model_too_large_does_not_fit_but_its_adapters_do(rows, tiny, tmp_path, cli):
     big = tmp_path / "big"

@@ -157,6 +157,13 @@ def option(
     )
 
 
+def impossible(method: str, machine: Hardware, why: str) -> Option:
+    """A method that the model cannot be trained by anywhere."""
+    none = Range(0.0, 0.0, 0.0)
+    nothing = Memory(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, none)
+    return Option(method, machine.name, 0, False, nothing, machine.memory, False, False, none, None, note=why)
+
+
 def fitted(
     told: Foretold, work: Work, longest: int, machine: Hardware, compute: str, found: Correction, limit: float
 ) -> tuple[int, Memory]:

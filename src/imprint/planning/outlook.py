@@ -19,8 +19,8 @@ from imprint.errors import ModelError
 from imprint.hardware import MACHINES, Hardware
 from imprint.licences import Verdict, verdict
 from imprint.model.rowmodel import RowModel
-from imprint.planning.memory import config_of, teller
-from imprint.planning.options import Option, Range, option, this_machine
+from imprint.planning.memory import Teller, config_of, teller
+from imprint.planning.options import Option, Range, impossible, option, this_machine
 from imprint.planning.past import Correction, correction
 from imprint.planning.work import Work, work_of
 from imprint.prepare import Prepared, prepare
@@ -67,12 +67,19 @@ def outlook(
     this = this_machine(resolved)
     told = teller(config, prepared)
     here = option(prepared, told, own, this, work, found, price)
+    barred = "" if own != "full" else _without_adapters(told)
     options = [
-        option(prepared, told, method, machine, work, Correction(), price)
+        impossible(method, machine, barred)
+        if barred and method != "full"
+        else option(prepared, told, method, machine, work, Correction(), price)
         for machine in machines
         for method in methods
     ]
-    trainable = {method: told(method, "cuda", "bfloat16", False).trained for method in ("full", "lora")}
+    trainable = {
+        method: told(method, "cuda", "bfloat16", False).trained
+        for method in ("full", "lora")
+        if method == "full" or not barred
+    }
     return Outlook(
         recipe=resolved,
         parameters=sum(p.numel() for p in meta.parameters()),
@@ -83,9 +90,23 @@ def outlook(
         options=options,
         disk=disk_of(trainable["full" if own == "full" else "lora"], own, meta, len(recipe.export)),
         licences=verdict(recipe.model, [*recipe.data, *recipe.replay], recipe.revision),
-        notes=[*weights_notes(folder), *data_notes(prepared.ledger), *length_notes(prepared, work)],
+        notes=[
+            *weights_notes(folder),
+            *data_notes(prepared.ledger),
+            *length_notes(prepared, work),
+            *([f"no lora and no qlora: {barred}"] if barred else []),
+        ],
         corrected_by=found.runs,
     )
+
+
+def _without_adapters(told: Teller) -> str:
+    """Why no adapter fits this model, which may be trained in full all the same; nothing where one does."""
+    try:
+        told("lora", "cuda", "bfloat16", False)
+    except ModelError as error:
+        return error.what
+    return ""
 
 
 def planned(prepared: Prepared) -> dict[str, Any]:

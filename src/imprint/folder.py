@@ -183,7 +183,7 @@ def read_facts(run: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, found: str) -> RunError:
     return RunError(
-        "what was found when this run was made is damaged",
+        "the facts of this run cannot be read",
         where=str(path),
         found=found,
         expected="JSON, as it was written",

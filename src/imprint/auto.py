@@ -59,6 +59,10 @@ class Machine:
         return "cuda" if self.cuda else "mps" if self.mps else "cpu"
 
 
+BFLOAT16 = ("amx_bf16", "avx512_bf16")  # what a processor calls it that computes in bfloat16
+NO_BFLOAT16 = f"this processor has neither {BFLOAT16[0]} nor {BFLOAT16[1]}"
+
+
 def detect_machine(environment: Mapping[str, str] = os.environ, system: Path = Path("/")) -> Machine:
     """What this process can use, without asking torch; `system` is the root of the file system."""
     hidden = environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
@@ -69,7 +73,7 @@ def detect_machine(environment: Mapping[str, str] = os.environ, system: Path = P
         flags = set((system / "proc/cpuinfo").read_text(errors="replace").split())
     except OSError:
         flags = set()
-    feature = next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "")
+    feature = next((name for name in BFLOAT16 if name in flags), "")
     half = next((name for name in ("amx_fp16", "avx512_fp16") if name in flags), "")
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     mps = sys.platform == "darwin" and platform.machine() == "arm64"
@@ -273,7 +277,7 @@ def _precision(device: Device, machine: Machine) -> Decision:
         return Decision("precision", "bfloat16", f"{device} multiplies in bfloat16")
     if machine.cpu_bfloat16:
         return Decision("precision", "bfloat16", f"this processor has {machine.cpu_bfloat16}")
-    return Decision("precision", "float32", "this processor has neither amx_bf16 nor avx512_bf16")
+    return Decision("precision", "float32", NO_BFLOAT16)
 
 
 def emulated(recipe: Recipe, machine: Machine | None = None) -> str:
@@ -282,7 +286,7 @@ def emulated(recipe: Recipe, machine: Machine | None = None) -> str:
     if recipe.device == "cuda" and kind == "bfloat16" and machine.cuda_without_bfloat16:
         why = f"{machine.cuda_without_bfloat16}, does not multiply in it; precision=float16 is faster here"
     elif recipe.device == "cpu" and kind == "bfloat16" and not machine.cpu_bfloat16:
-        why = "this processor has neither amx_bf16 nor avx512_bf16; precision=float32 is faster here"
+        why = f"{NO_BFLOAT16}; precision=float32 is faster here"
     elif recipe.device == "cpu" and kind == "float16" and not machine.cpu_float16:
         why = "this processor has neither amx_fp16 nor avx512_fp16; precision=float32 is faster here"
     else:

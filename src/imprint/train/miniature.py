@@ -209,6 +209,19 @@ def copies(axes: Axes) -> list[Axes]:
     return [*found, Axes(3, 256, 4, 2, axes.head_dim, inner, True)]
 
 
+# What an architecture raises whose sizes hang together in a way that nobody wrote down here.
+_STRANGE = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
+
+
+def _copies_computed(
+    config: Any, axes: Axes, slopes: Callable[[Any], tuple[float, float]]
+) -> list[tuple[Axes, tuple[float, float]]]:
+    """The sizes of each small copy beside what a token takes in it; random numbers are drawn as if none had been."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [(sizes, slopes(resized(config, sizes))) for sizes in copies(axes)]
+
+
 def foretell(
     config: Any,
     *,
@@ -227,22 +240,10 @@ def foretell(
     axes = axes_of(config)
     try:
         model = on_meta(config, adapt, num_tokens)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            seen = [
-                (sizes, _slopes(resized(config, sizes), adapt, compute_type, recompute, fused))
-                for sizes in copies(axes)
-            ]
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        IndexError,
-        AssertionError,
-    ) as error:
-        # an architecture whose sizes hang together in a way that nobody wrote down here
+        seen = _copies_computed(
+            config, axes, lambda small: _slopes(small, adapt, compute_type, recompute, fused)
+        )
+    except _STRANGE as error:
         raise _unknown(config, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     *known, (last, check) = seen
     kept = _solved([(sizes.terms(), slopes[0]) for sizes, slopes in known])

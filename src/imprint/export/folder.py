@@ -186,29 +186,36 @@ def replay_folder(
     read_golden(golden)  # so that what is wrong with that is not taken for a fault of the folder
     check_device(device)
     check_base(folder)
+    options = ["--kind", kind or kind_of(folder), "--device", device]
+    options += ["--trust-remote-code"] if trust_remote_code else []
+    done, why = in_fresh_process("imprint.export.folder", golden, folder, options)
+    if done is None:
+        raise ModelError(
+            "the folder cannot be loaded by transformers",
+            where=str(folder),
+            found=why,
+            fix="see that it is a whole export, as it was made; else export it anew",
+        )
+    return parity_of(done)
+
+
+def in_fresh_process(module: str, golden: Path, target: Path, options: Sequence[str]) -> tuple[Any, str]:
+    """What `python -m MODULE GOLDEN TARGET OUT …` writes as JSON, and nothing; None, and why, where it wrote none."""
     with tempfile.TemporaryDirectory() as nowhere:
         out = Path(nowhere) / "parity.json"
-        command = [sys.executable, "-m", "imprint.export.folder", str(golden), str(folder), str(out)]
-        command += ["--kind", kind or kind_of(folder), "--device", device]
-        command += ["--trust-remote-code"] if trust_remote_code else []
         paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", module, str(golden), str(target), str(out), *options],
             stdin=subprocess.DEVNULL,  # transformers would ask whether code is to be trusted
             capture_output=True,
             text=True,
             errors="replace",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
-        if not out.is_file():
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ModelError(
-                "the folder cannot be loaded by transformers",
-                where=str(folder),
-                found=lines[-1][:300],
-                fix="see that it is a whole export, as it was made; else export it anew",
-            )
-        return parity_of(json.loads(out.read_text(encoding="utf-8")))
+        if out.is_file():
+            return json.loads(out.read_text(encoding="utf-8")), ""
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return None, lines[-1][:300]
 
 
 def check_base(folder: Path) -> None:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from imprint.errors import ImprintError, ModelError
-from imprint.export.folder import PACKAGE, FolderCandidate
+from imprint.export.folder import FolderCandidate, in_fresh_process
 from imprint.export.gguf_reload import load_model, load_tokenizer, read_metadata, stop_ids
 from imprint.export.gguf_tokens import STOPS_BY_TEXT
 from imprint.export.golden import Example, Golden, read_golden
@@ -155,23 +151,15 @@ def in_words(parity: Parity) -> str:
 
 def replay_file(golden: Path, path: Path, kind: str) -> dict[str, Any]:
     """{"transformers": a Parity as JSON, "llama.cpp": another, or why there is none}, from another process."""
-    with tempfile.TemporaryDirectory() as nowhere:
-        out = Path(nowhere) / "parity.json"
-        command = [sys.executable, "-m", "imprint.export.gguf_proof", str(golden), str(path), str(out)]
-        paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
-        done = subprocess.run(
-            [*command, "--kind", kind], capture_output=True, text=True, errors="replace", check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
-        if not out.is_file():
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ModelError(
-                "the GGUF file cannot be loaded by transformers",
-                where=str(path),
-                found=lines[-1][:300],
-                fix="export it anew",
-            )
-        return dict(json.loads(out.read_text(encoding="utf-8")))
+    done, why = in_fresh_process("imprint.export.gguf_proof", golden, path, ["--kind", kind])
+    if done is None:
+        raise ModelError(
+            "the GGUF file cannot be loaded by transformers",
+            where=str(path),
+            found=why,
+            fix="export it anew",
+        )
+    return dict(done)
 
 
 def compare(golden: Golden, path: Path, kind: str) -> dict[str, Any]:
